@@ -1,0 +1,106 @@
+"""Is a composed configuration sound? Checked before torch is imported; a mistake is one line that names the key."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from esupport.config.schema import Train
+from esupport.data.files import locate
+from esupport.errors import UserError
+
+SCHEMAS: dict[str, type[BaseModel]] = {"train": Train}
+
+
+def check_types(config_name: str, cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, or ``UserError`` for a missing, unknown or ill-typed key."""
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        key = error.full_key or "config"
+        missing = "Missing mandatory value" in str(error)
+        reason = f"needs a value: {key}=..." if missing else str(error).splitlines()[0]
+        raise UserError(f"{key}: {reason}") from None
+    try:
+        SCHEMAS[config_name].model_validate(plain)
+    except ValidationError as error:
+        raise UserError(_one_line(error, plain, OmegaConf.to_container(cfg))) from None
+    return plain
+
+
+def check_resources(plain: dict[str, Any]) -> None:
+    """``UserError`` for a file that is not there, or a gated model without a token."""
+    locate(plain["data"]["path"])
+    model = plain["model"]
+    for key, path in (("model.adapter", model["adapter"]), ("resume", plain["resume"])):
+        if path and path != "auto" and not Path(path).expanduser().exists():
+            raise UserError(f"{key}: no such file or folder: {path}")
+    if model["path"].startswith(("/", "./", "../", "~")) and not Path(model["path"]).expanduser().exists():
+        raise UserError(f"model.path: no such folder: {model['path']}")
+    if model["gated"] and not Path(model["path"]).exists() and not _has_token(model["path"]):
+        raise UserError(
+            f"model.path: {model['path']} is gated and there is no token: accept its licence on the hub and set HF_TOKEN "
+            "(or huggingface-cli login), or give a local copy with model.path=FOLDER"
+        )
+
+
+def nearest(key: str, keys: list[str]) -> str:
+    """A hint at the key that was probably meant."""
+    found = get_close_matches(key, keys, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _has_token(path: str) -> bool:
+    """Whether the hub would let us in, or the model is in the local cache already."""
+    if os.environ.get("HF_TOKEN"):
+        return True
+    from huggingface_hub import get_token, try_to_load_from_cache
+
+    return bool(get_token()) or isinstance(try_to_load_from_cache(path, "config.json"), str)
+
+
+def _one_line(error: ValidationError, plain: Any, written: Any) -> str:
+    """The first fault with its full key; a value that is only copied from another key (an interpolation) comes last."""
+
+    def rank(fault: Any) -> tuple[bool, bool, int]:
+        value = _follow(written, fault["loc"])[1]
+        copied = isinstance(value, str) and value.startswith("${")
+        # of a union, the branch that went deepest is what the user meant
+        return fault["type"] == "extra_forbidden", not copied, len(fault["loc"])
+
+    first = max(error.errors(), key=rank)
+    where = _follow(plain, first["loc"])[0]
+    if first["type"] == "missing":
+        where.append(str(first["loc"][-1]))
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        model = _model_at(SCHEMAS["train"], where[:-1])
+        names = [field.alias or name for name, field in model.model_fields.items()] if model else []
+        return f"{key}: unknown key{nearest(where[-1], names)}"
+    given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+    message = first["msg"].removeprefix("Input should be ")
+    return f"{key}: should be {message}{given}" if message != first["msg"] else f"{key}: {message}{given}"
+
+
+def _follow(node: Any, loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """The keys of ``loc`` that exist in the configuration (others name branches of a union), and the value there."""
+    where = []
+    for part in loc:
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+            where.append(str(part))
+    return where, node
+
+
+def _model_at(model: type[BaseModel] | None, where: list[str]) -> type[BaseModel] | None:
+    for part in where:
+        field = model.model_fields.get(part) if model else None
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return model

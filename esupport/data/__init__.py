@@ -1,0 +1,1 @@
+"""Conversations: the record, the readers, the sources, and the shipped set."""

@@ -1,0 +1,119 @@
+"""Raw records from a local file, a folder of splits or a data set on the hub, each with the place it stands at."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esupport.errors import DataFault, UserError
+
+SPLITS = ("train", "valid", "test")
+_ALIASES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PACKAGE = "pkg://"
+_BEFORE_ITEM = re.compile(r"[\s,]*")
+_BEFORE_VALUE = re.compile(r'[\s,]*"(?:[^"\\]|\\.)*"\s*:\s*')
+
+
+class Raw(NamedTuple):
+    """A raw record: ``where`` names file and line, ``key`` is its name where the file is an object, ``value`` its JSON."""
+
+    where: str
+    key: str | None
+    value: Any
+
+
+def locate(path: str) -> Path | None:
+    """The local file or folder that ``path`` names, or None where it is an id on the hub. ``pkg://`` is inside a package.
+
+    Raises ``UserError`` where it is neither.
+    """
+    if path.startswith(_PACKAGE):
+        package, _, rest = path.removeprefix(_PACKAGE).partition("/")
+        return Path(str(files(package) / rest))
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if _HUB_ID.fullmatch(path) and local.suffix not in (".json", ".jsonl"):
+        return None
+    raise UserError(f"data.path: no such file or folder: {path}")
+
+
+def read_splits(path: str) -> dict[str, Iterator[Raw]]:
+    """Raw records by published split; a single file is the one split ``all``."""
+    local = locate(path)
+    if local is None:
+        return _hub_splits(path)
+    if local.is_file():
+        return {"all": read_file(local)}
+    found = {
+        split: read_file(candidate)
+        for split in SPLITS
+        for alias in _ALIASES[split]
+        for candidate in (local / f"{alias}.jsonl", local / f"{alias}.json")
+        if candidate.is_file()
+    }
+    if not found:
+        raise UserError(f"data.path: {path} holds none of train, valid, test with .jsonl or .json")
+    return found
+
+
+def read_file(path: Path) -> Iterator[Raw]:
+    """Records of a JSONL file, or of a JSON file that is one array or one object of id to record."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataFault(path.name, "", f"not UTF-8 at byte {error.start}") from None
+    if path.suffix == ".json":
+        yield from _read_json(path.name, text)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path.name}:{number}"
+            try:
+                yield Raw(where, None, json.loads(line))
+            except json.JSONDecodeError as error:
+                yield Raw(where, None, DataFault(where, "", f"not JSON: {error.msg} at column {error.colno}"))
+
+
+def _read_json(name: str, text: str) -> Iterator[Raw]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataFault(f"{name}:{error.lineno}", "", f"not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(document, list | dict):
+        raise DataFault(name, "", "neither an array of records nor an object of id to record")
+    keys: list[str | None] = list(document) if isinstance(document, dict) else [None] * len(document)
+    gap = _BEFORE_VALUE if isinstance(document, dict) else _BEFORE_ITEM
+    position = 1 + len(text) - len(text.lstrip())  # behind the opening bracket
+    line = 1 + text.count("\n", 0, position)
+    decoder = json.JSONDecoder()
+    for key in keys:
+        before = gap.match(text, position)
+        start = before.end() if before else position
+        line += text.count("\n", position, start)
+        value, position = decoder.raw_decode(text, start)
+        yield Raw(f"{name}:{line}", key, value)
+        line += text.count("\n", start, position)
+
+
+def _hub_splits(name: str) -> dict[str, Iterator[Raw]]:
+    from datasets import load_dataset
+
+    try:
+        loaded = load_dataset(name)
+    except Exception as error:  # the hub client raises many kinds; all mean that the data cannot be had
+        raise UserError(f"data.path: cannot load {name} from the hub: {str(error).splitlines()[0]}") from error
+
+    def rows(split: str) -> Iterator[Raw]:
+        for index, row in enumerate(loaded[split]):
+            yield Raw(f"{name}/{split}:{index}", None, row)
+
+    found = {split: rows(alias) for split in SPLITS for alias in _ALIASES[split] if alias in loaded}
+    if not found:
+        raise UserError(f"data.path: {name} has none of the splits train, validation, test")
+    return found if len(found) > 1 else {"all": next(iter(found.values()))}

@@ -1,0 +1,162 @@
+"""A backbone with a LoRA adapter: where its weights are, how they are loaded, and how the adapter is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from esupport.errors import UserError
+from esupport.rendering.mask import check_implementation
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapter (Hu et al. 2021).
+
+    Args:
+        r: rank. alpha: scale numerator. dropout: on the adapter's input.
+        targets: ``all-linear``, or the names of the modules to adapt.
+        rslora: scale by alpha/sqrt(r) in place of alpha/r. dora: weight-decomposed adapter.
+    """
+
+    r: int
+    alpha: float
+    dropout: float
+    targets: str | list[str]
+    rslora: bool
+    dora: bool
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal language model with a chat template.
+
+    Args:
+        path: id on the hub or local folder; without a ``builder`` the weights come from there.
+        revision: branch, tag or commit on the hub.
+        builder: makes the model on this machine and returns its folder (:mod:`esupport.models.built`); ``path`` then
+            only names the model in the saved adapter.
+        gated: whether the hub asks for a token.
+        dtype: of the frozen weights; the adapter is float32.
+        attn_implementation: ``sdpa`` or ``eager``.
+        load_in_4bit: NF4 quantisation of the frozen weights (needs bitsandbytes and a GPU).
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        instruction_in, template_kwargs: how the chat template is used (:class:`esupport.rendering.template.Renderer`).
+        lora: the adapter to train.
+        adapter: a PEFT folder to go on from in place of a new adapter.
+    """
+
+    path: str
+    revision: str
+    builder: Callable[[], Path] | None
+    gated: bool
+    dtype: Literal["float32", "bfloat16", "float16"]
+    attn_implementation: str
+    load_in_4bit: bool
+    gradient_checkpointing: bool
+    instruction_in: Literal["system", "first_user"]
+    template_kwargs: Mapping[str, Any]
+    lora: Lora
+    adapter: str | None
+
+    def __post_init__(self) -> None:
+        check_implementation(self.attn_implementation)
+
+    @cached_property
+    def folder(self) -> str:
+        """Where ``from_pretrained`` finds the weights: a local folder or an id on the hub."""
+        return str(self.builder()) if self.builder else self.path
+
+    def _revision(self) -> dict[str, str]:
+        return {} if self.builder or Path(self.path).exists() else {"revision": self.revision}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer with its chat template. Raises ``UserError`` where it cannot be had."""
+        from transformers import AutoTokenizer
+
+        tokenizer: PreTrainedTokenizerBase = self._load(AutoTokenizer.from_pretrained)
+        return tokenizer
+
+    def load(self, seed: int) -> PeftModel:
+        """The frozen backbone with its adapter on top, in train mode. ``seed`` draws a new adapter's weights."""
+        import torch
+        from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+        from transformers import AutoModelForCausalLM
+
+        base: PreTrainedModel = self._load(
+            AutoModelForCausalLM.from_pretrained,
+            dtype=getattr(torch, self.dtype),
+            attn_implementation=self.attn_implementation,
+            use_safetensors=True,
+            **self._quantisation(),
+        )
+        base.config.use_cache = False
+        if self.load_in_4bit:
+            base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        if self.gradient_checkpointing:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.adapter:
+            policy = PeftModel.from_pretrained(base, self.adapter, is_trainable=True)
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                policy = get_peft_model(base, self._lora_config())
+        # from_pretrained leaves the base in eval mode, in which gradient checkpointing is silently off
+        policy.train()
+        return policy
+
+    def save(self, policy: PeftModel, folder: Path) -> None:
+        """Write the adapter as a PEFT folder that ``peft`` loads alone, with its base model's name and no local path."""
+        import json
+
+        policy.save_pretrained(str(folder))
+        written = folder / "adapter_config.json"
+        config = json.loads(written.read_text())
+        config["base_model_name_or_path"] = self.path
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"].sort()  # PEFT writes a set in hash order: sorted, equal runs give equal bytes
+        written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card names the local base folder
+
+    def _lora_config(self) -> Any:
+        from peft import LoraConfig
+
+        targets = self.lora.targets if isinstance(self.lora.targets, str) else list(self.lora.targets)
+        return LoraConfig(
+            r=self.lora.r,
+            lora_alpha=self.lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.lora.dropout,
+            target_modules=targets,
+            use_rslora=self.lora.rslora,
+            use_dora=self.lora.dora,
+            task_type="CAUSAL_LM",
+        )
+
+    def _quantisation(self) -> dict[str, Any]:
+        if not self.load_in_4bit:
+            return {}
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        return {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        }
+
+    def _load(self, from_pretrained: Callable[..., Any], **settings: Any) -> Any:
+        try:
+            return from_pretrained(self.folder, trust_remote_code=False, **self._revision(), **settings)
+        except (OSError, ImportError, ValueError) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(f"model.path: cannot load {self.path}: {reason}") from error

@@ -1,0 +1,1 @@
+"""What is learnt: losses, and the Lightning modules around the one forward."""

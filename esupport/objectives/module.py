@@ -1,0 +1,150 @@
+"""What the objectives share: an optimizer step over batches, held-out likelihood, and a checkpoint of the adapter alone.
+
+Optimisation is manual because a training item is a whole optimizer step: the loss is then a sum over all its targets
+divided by their number, whatever the packing, the accumulation and the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from esupport.errors import UserError
+from esupport.objectives.logprobs import target_logprobs
+from esupport.rendering.packing import Batch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+class NonFiniteLoss(UserError):
+    """The loss of a batch is not a number or infinite; the message names step and conversations."""
+
+
+class Objective(pl.LightningModule, ABC):
+    """Base of the objectives.
+
+    Args:
+        policy: the model with its adapter; only what requires a gradient is trained, saved and restored.
+        optimizer: makes the optimizer from the trainable parameters.
+        scheduler: makes the learning-rate schedule from ``optimizer``, ``num_warmup_steps`` and
+            ``num_training_steps`` (``transformers.get_scheduler``); None keeps the rate as it is.
+        warmup: share of the steps over which the rate rises.
+        gradient_clip: bound on the gradient's norm; None for no bound.
+        seed: of dropout; each step draws from it anew, so that a resumed run drops what the whole run drops.
+    """
+
+    def __init__(
+        self,
+        policy: PeftModel,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler] | None,
+        warmup: float,
+        gradient_clip: float | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.make_optimizer, self.make_scheduler, self.warmup = optimizer, scheduler, warmup
+        self.gradient_clip, self.seed = gradient_clip, seed
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds the adapter, not the frozen weights
+        self._held_out: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        """The batch's share of the step's loss: a sum over its targets divided by the targets of the whole step.
+
+        Args:
+            logprobs: (n,) log-probability of each target under the policy.
+            batch: the batch they belong to.
+        """
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule over the trainable parameters, stepped once an optimizer step."""
+        optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
+        if self.make_scheduler is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.make_scheduler(
+            optimizer=optimizer, num_warmup_steps=math.ceil(self.warmup * steps), num_training_steps=steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_fit_start(self) -> None:
+        """Refuse a model that learns nothing."""
+        if not any(p.requires_grad for p in self.policy.parameters()):
+            raise UserError("model.lora.targets: no parameter of the model is trained")
+
+    def training_step(self, batches: list[Batch], batch_idx: int) -> None:
+        """One optimizer step over ``batches``."""
+        optimizer = cast("Optimizer", self.optimizers())
+        torch.manual_seed(_mix(self.seed, self.global_step, self.global_rank))
+        total = torch.zeros((), device=self.device)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else self._no_exchange():
+                loss = self.loss(target_logprobs(self.policy, batch), batch)
+                if not torch.isfinite(loss):
+                    raise NonFiniteLoss(
+                        f"the loss is {loss.item()} at step {self.global_step} in the batch of {', '.join(batch.names)}"
+                    )
+                # data-parallel training averages gradients over ranks; the loss is a sum over them
+                self.manual_backward(loss * self.trainer.world_size)
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.policy.parameters() if p.grad is not None], self.gradient_clip or math.inf
+        )
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()  # type: ignore[union-attr]
+        self.log("train/loss", self._sum_over_ranks(total), prog_bar=True)
+        self.log("train/gradient_norm", norm)
+        self.log("train/lr", rate)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the batch's negative log-likelihood and target count to its loader's sums."""
+        logprobs = target_logprobs(self.policy, batch).double()
+        sums = torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), device=self.device).double()])
+        name = ("", "replay_")[dataloader_idx]
+        self._held_out[name] = self._held_out.get(name, torch.zeros_like(sums)) + sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all held-out targets, over batches and ranks: ``val/nll`` and ``val/perplexity``."""
+        for name in ("", "replay_")[: len(cast("list[Any]", self.trainer.val_dataloaders))]:
+            none = torch.zeros(2, device=self.device, dtype=torch.float64)
+            nll, count = self._sum_over_ranks(self._held_out.pop(name, none))
+            self.log(f"val/{name}nll", nll / count, prog_bar=not name)
+            self.log(f"val/{name}perplexity", torch.exp(nll / count))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trained weights alone."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def _no_exchange(self) -> Any:
+        """Gradients are exchanged between ranks once a step, with its last batch."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if block and self.trainer.world_size > 1 else nullcontext()
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return cast("Tensor", self.trainer.strategy.reduce(value, reduce_op="sum"))
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit seed from several numbers."""
+    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,1 @@
+"""Conversations as token ids and targets: templates, tree rows, masks, packing, loaders."""

@@ -1,0 +1,128 @@
+"""Loaders of optimizer steps and of validation batches: the plan is a pure function of seed and epoch.
+
+A training item is a whole optimizer step of one rank, as a list of batches. So a checkpoint always stands between
+steps, and the same plan is dealt to any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from esupport.errors import UserError
+from esupport.rendering.corpus import Corpus
+from esupport.rendering.packing import Batch, pack
+from esupport.rendering.row import Row
+
+Step = tuple[int, ...]
+
+
+class StepSampler(Sampler[Step]):
+    """Plans the optimizer steps of an epoch: ``per_step`` conversations each, in a shuffled order, with replay mixed in.
+
+    Args:
+        conversations: how many there are; they are numbered from 0.
+        replay: how many replay examples there are; they are numbered on from the conversations.
+        per_step: conversations in an optimizer step, over all ranks and batches.
+        ratio: replay examples for each conversation, spread evenly over the steps.
+        seed: of the order.
+    """
+
+    def __init__(self, conversations: int, replay: int, per_step: int, ratio: float, seed: int) -> None:
+        self.conversations, self.replay, self.per_step, self.ratio, self.seed = conversations, replay, per_step, ratio, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.conversations // self.per_step)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration plans; Lightning calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Step]:
+        order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(self.conversations)
+        for start in range(0, self.conversations, self.per_step):
+            end = min(start + self.per_step, self.conversations)
+            yield (*map(int, order[start:end]), *self._replayed(start, end))
+
+    def _replayed(self, start: int, end: int) -> list[int]:
+        """Replay examples beside conversations ``start`` to ``end`` of this epoch, drawn from endless reshuffled rounds."""
+        if not self.replay:
+            return []
+        seen = self.epoch * self.conversations
+        first, last = (int((seen + at) * self.ratio + 0.5) for at in (start, end))
+        return [self.conversations + self._draw(number) for number in range(first, last)]
+
+    def _draw(self, number: int) -> int:
+        cycle, at = divmod(number, self.replay)
+        return int(np.random.default_rng([self.seed, cycle, 1]).permutation(self.replay)[at])
+
+
+class Steps(Dataset[list[Batch]]):
+    """Optimizer steps by the numbers of their conversations: this rank's share, packed into batches."""
+
+    def __init__(self, units: Sequence[Sequence[Row]], tokens_per_batch: int, rank: int, world_size: int) -> None:
+        self.units, self.tokens_per_batch, self.rank, self.world_size = units, tokens_per_batch, rank, world_size
+
+    def __getitem__(self, step: Step) -> list[Batch]:
+        rows = sorted((row for number in step for row in self.units[number]), key=len, reverse=True)
+        share = rows[self.rank :: self.world_size] or [_nothing_to_learn(rows[0])]
+        return pack(share, self.tokens_per_batch, step_targets=sum(len(row.targets) for row in rows))
+
+
+def _nothing_to_learn(row: Row) -> Row:
+    """A row without targets, for a rank that a short last step leaves empty: it must still join the gradient exchange."""
+    return replace(row, targets=row.targets[:0], parents=row.parents[:0], response=row.response[:0])
+
+
+class RowDataModule(pl.LightningDataModule):
+    """Training steps, and validation batches of the held-out conversations and of the held-out replay examples.
+
+    Args:
+        corpora: ``train`` and ``valid``, and the instruction examples ``replay`` and ``replay_valid``, which may be empty.
+        conversations_per_step: conversations in an optimizer step, over all ranks and batches.
+        tokens_per_batch: bound on the tokens of one forward pass, padding counted; more memory, fewer passes.
+        replay_ratio: replay examples for each conversation.
+        seed: of the order of conversations.
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, Corpus],
+        conversations_per_step: int,
+        tokens_per_batch: int,
+        replay_ratio: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        conversations, replayed = len(corpora["train"].units), len(corpora["replay"].units)
+        if not conversations:
+            raise UserError("data: no conversation is left to train on")
+        self.corpora = corpora
+        self.tokens_per_batch = tokens_per_batch
+        self.sampler = StepSampler(conversations, replayed, conversations_per_step, replay_ratio, seed)
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> StatefulDataLoader[list[Batch]]:
+        """Optimizer steps; its state is saved with a checkpoint, so that a resumed epoch goes on where it stopped."""
+        units = self.corpora["train"].units + self.corpora["replay"].units
+        steps = Steps(units, self.tokens_per_batch, *self._ranks())
+        return StatefulDataLoader(steps, batch_size=None, sampler=self.sampler)
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """Batches of held-out conversations, and of held-out replay examples where there are any."""
+        rank, world_size = self._ranks()
+        loaders: list[DataLoader[Batch]] = []
+        for name in ("valid", "replay_valid"):
+            rows = [row for unit in self.corpora[name].units for row in unit][rank::world_size]
+            if self.corpora[name].units:
+                batches = pack(rows, self.tokens_per_batch, step_targets=self.corpora[name].targets) if rows else []
+                loaders.append(DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+        return loaders

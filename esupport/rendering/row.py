@@ -1,0 +1,132 @@
+r"""The tree row: a conversation's trunk and, hanging off it, the branches that differ from it.
+
+    trunk    system | seeker | supporter | seeker | supporter | seeker ...
+                             \                    \
+    branches                  draft, refined       draft, refined
+
+A response whose context and completion the trunk contains is scored on the trunk. Any other becomes a branch at the
+longest common prefix of trunk and context; the rest of its context goes into the branch, unscored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esupport.rendering.template import Response
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Trunk and branches of one conversation as parallel arrays.
+
+    Attributes:
+        name: the conversation's id, for messages.
+        ids: (length,) token ids, trunk first, then branch after branch.
+        positions: (length,) position of each token in its own response; restarts at a branch point.
+        branch: (length,) 0 on the trunk, k on the k-th branch.
+        sees: (length,) how many trunk tokens a branch token may see; 0 on the trunk, where order decides.
+        targets: (n,) index of each target token.
+        parents: (n,) index of the token whose hidden state predicts that target.
+        response: (n,) which response, in the order given, the target belongs to.
+        naive_tokens: tokens of one row per response, what the tree row saves against.
+        branches: responses that became branches.
+    """
+
+    name: str
+    ids: Ints
+    positions: Ints
+    branch: Ints
+    sees: Ints
+    targets: Ints
+    parents: Ints
+    response: Ints
+    naive_tokens: int
+    branches: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
+    """Hang ``responses`` on ``trunk``. Each must share at least one token with it (see :func:`tree`).
+
+    Raises:
+        ValueError: a response shares nothing with the trunk, or there is nothing to score.
+    """
+    trunk_ids = tuple(trunk)
+    ids, positions = [list(trunk_ids)], [list(range(len(trunk_ids)))]
+    branch, sees = [[0] * len(trunk_ids)], [[0] * len(trunk_ids)]
+    targets: list[int] = []
+    parents: list[int] = []
+    owner: list[int] = []
+    length, branches = len(trunk_ids), 0
+    for index, response in enumerate(responses):
+        context, count = len(response.context), len(response.completion)
+        if trunk_ids[: context + count] == response.ids:
+            first, before = context, context - 1
+        else:
+            point = common_prefix(trunk_ids, response.context)
+            if point == 0:
+                raise ValueError(f"{name}: response {index} shares no token with the trunk")
+            grown = response.ids[point:]
+            branches += 1
+            ids.append(list(grown))
+            positions.append(list(range(point, point + len(grown))))
+            branch.append([branches] * len(grown))
+            sees.append([point] * len(grown))
+            first = length + context - point
+            before = first - 1 if context > point else point - 1
+            length += len(grown)
+        targets.extend(range(first, first + count))
+        parents.extend([before, *range(first, first + count - 1)])
+        owner.extend([index] * count)
+    if not targets:
+        raise ValueError(f"{name}: nothing to score")
+    return Row(
+        name=name,
+        ids=_ints(chain.from_iterable(ids)),
+        positions=_ints(chain.from_iterable(positions)),
+        branch=_ints(chain.from_iterable(branch)),
+        sees=_ints(chain.from_iterable(sees)),
+        targets=_ints(targets),
+        parents=_ints(parents),
+        response=_ints(owner),
+        naive_tokens=sum(len(response.ids) for response in responses),
+        branches=branches,
+    )
+
+
+def tree(name: str, responses: Sequence[Response]) -> list[Row]:
+    """Rows for the responses of one conversation: one, unless some share no beginning with the last one.
+
+    The last response (context and completion) is the trunk; what shares nothing with it starts a tree of its own.
+    """
+    rows: list[Row] = []
+    left = list(responses)
+    while left:
+        trunk = left[-1].ids
+        here = [r for r in left if common_prefix(trunk, r.context) > 0]
+        rows.append(grow(name, trunk, here))
+        left = [r for r in left if common_prefix(trunk, r.context) == 0]
+    return rows
+
+
+def common_prefix(one: Sequence[int], two: Sequence[int]) -> int:
+    """How many leading ids two sequences share."""
+    count = 0
+    for a, b in zip(one, two, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, dtype=np.int32)

@@ -1,0 +1,194 @@
+"""A conversation rendered by a chat template into what the model reads (context) and what it must say (completion).
+
+Right by construction: a context is tokenised as inference tokenises it, a completion is exactly the ids that follow
+it, and only completions are ever scored. No mask is searched for in the finished text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from esupport.data.conversation import Conversation
+from esupport.errors import DataFault, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+_PROBE = "Xylophone"  # a reply no template contains
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to score.
+
+    Attributes:
+        context: token ids of everything before the reply, the generation prompt included.
+        completion: token ids of the reply and its end-of-turn token; all of them are targets.
+        turn: index of the turn in its conversation.
+    """
+
+    context: tuple[int, ...]
+    completion: tuple[int, ...]
+    turn: int
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Context and completion."""
+        return self.context + self.completion
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The responses of a conversation, and what did not fit.
+
+    Attributes:
+        responses: the supporter's turns, in order; empty where not even one fits.
+        cut_turns: turns lost at the conversation's beginning.
+        lost_replies: supporter turns that can no longer be learnt, because they or what they answer were cut.
+    """
+
+    responses: tuple[Response, ...]
+    cut_turns: int = 0
+    lost_replies: int = 0
+
+
+class Renderer:
+    """Renders conversations with a tokenizer's own chat template.
+
+    Args:
+        tokenizer: any tokenizer with a chat template.
+        instruction: the task instruction P; a conversation's own instruction takes its place.
+        instruction_in: ``system``, or ``first_user`` for templates without a system role, or that move it.
+        template_kwargs: passed to the template, as ``enable_thinking: false``.
+        max_tokens: bound on context and completion together.
+
+    Raises:
+        UserError: the template cannot be used: it alters replies, writes text before them, or does not end them
+            with a special token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        instruction: str,
+        instruction_in: Literal["system", "first_user"],
+        template_kwargs: Mapping[str, Any],
+        max_tokens: int,
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError("model: the tokenizer has no chat template; use an instruct model")
+        self.tokenizer, self.instruction, self.instruction_in = tokenizer, instruction, instruction_in
+        self.template_kwargs, self.max_tokens = dict(template_kwargs), max_tokens
+        added = tokenizer.get_added_vocab()
+        # the shortest first would match inside the longest: "<s>" in "<s>x"
+        self._control = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)) or r"(?!)")
+        self._lead, self._end, self.end_of_turn = self._probe()
+        self.keeps_opening = self._accepts_opening()
+
+    def _probe(self) -> tuple[str, str, int]:
+        """What the template writes before and after a reply, and the id of the token that ends the turn."""
+        asked = [{"role": "user", "content": "Hello"}]
+        before = self.text(asked)
+        whole = self._template([*asked, {"role": "assistant", "content": _PROBE}], generate=False)
+        lead, reply, end = whole.removeprefix(before).partition(_PROBE)
+        if not whole.startswith(before) or not reply:
+            raise UserError("model: the chat template does not put a reply where its generation prompt ends")
+        if lead.strip():
+            raise UserError(f"model.template_kwargs: the chat template writes {lead!r} before each reply")
+        ids = self._tokenise([end])[0]
+        if not ids or ids[0] not in self.tokenizer.get_added_vocab().values():
+            raise UserError(f"model: the chat template ends a reply with {end!r}, which is no special token")
+        return lead, end, ids[0]
+
+    def _accepts_opening(self) -> bool:
+        """Whether the template takes a conversation that the assistant opens; those that insist on turns raise."""
+        try:
+            self.text([{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hello"}])
+        except Exception:
+            return False
+        return True
+
+    def _template(self, messages: list[Message], generate: bool) -> str:
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate, **self.template_kwargs
+        )
+        return str(text)
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text(self, messages: list[Message]) -> str:
+        """The rendered context of ``messages``, the generation prompt included."""
+        return self._template(messages, generate=True)
+
+    def messages(self, conversation: Conversation, upto: int, start: int = 0) -> list[Message]:
+        """Chat messages of turns ``start`` to ``upto`` (exclusive) with the instruction where it belongs."""
+        said = [turn for turn in conversation.turns[start:upto] if turn.text]
+        if said and said[0].role == "supporter" and not self.keeps_opening:
+            said = said[1:]
+        messages: list[Message] = []
+        for turn in said:
+            role = "user" if turn.role == "seeker" else "assistant"
+            if messages and messages[-1]["role"] == role:  # an unwritten supporter turn stood between
+                messages[-1] = {"role": role, "content": f"{messages[-1]['content']} {turn.text}"}
+            else:
+                messages.append({"role": role, "content": turn.text})
+        instruction = self.instruction if conversation.instruction is None else conversation.instruction
+        if not instruction:
+            return messages
+        if self.instruction_in == "system":
+            return [{"role": "system", "content": instruction}, *messages]
+        first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+        content = f"{instruction}\n\n{messages[first]['content']}"
+        return [*messages[:first], {"role": "user", "content": content}, *messages[first + 1 :]]
+
+    def respond(self, conversation: Conversation, replies: list[tuple[int, str]], start: int = 0) -> list[Response]:
+        """Responses ``(turn, reply)`` to the context before that turn, each exactly as inference would see it."""
+        if not replies:
+            return []
+        prompts = [self.text(self.messages(conversation, turn, start)) for turn, _ in replies]
+        tails = [f"{self._lead}{reply}{self._end}" for _, reply in replies]
+        contexts = self._tokenise(prompts)
+        wholes = self._tokenise([prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
+        responses = []
+        for (turn, reply), context, whole, tail in zip(replies, contexts, wholes, tails, strict=True):
+            if whole[: len(context)] == context:
+                completion = whole[len(context) :]
+            else:  # a merge over the boundary: inference sees the context alone, so the reply is tokenised alone
+                completion = self._tokenise([tail])[0]
+                if str(self.tokenizer.decode(completion)).strip() != tail.strip():
+                    raise UserError(f"model: the tokenizer does not give back the reply {reply[:40]!r}")
+            stop = len(completion) - completion[::-1].index(self.end_of_turn)
+            responses.append(Response(tuple(context), tuple(completion[:stop]), turn))
+        return responses
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The supporter's turns of a conversation as responses, its oldest turns dropped, whole, until it fits."""
+        self._refuse_control_tokens(conversation)
+        turns = conversation.supporter_turns()
+        # a last reply too long for any context is given up, so that it does not take the others with it
+        for count in range(len(turns), 0, -1):
+            for start in self._starts(conversation, turns[count - 1]):
+                last = self.respond(conversation, [(turns[count - 1], conversation.turns[turns[count - 1]].text)], start)
+                if len(last[0].ids) <= self.max_tokens:
+                    kept = [turn for turn in turns[: count - 1] if turn > start]
+                    earlier = self.respond(conversation, [(turn, conversation.turns[turn].text) for turn in kept], start)
+                    fitting = tuple(r for r in [*earlier, *last] if len(r.ids) <= self.max_tokens)
+                    return Rendered(fitting, start, len(turns) - len(fitting))
+        return Rendered((), len(conversation.turns), len(turns))
+
+    @staticmethod
+    def _starts(conversation: Conversation, before: int) -> list[int]:
+        """Where the context of turn ``before`` may begin: at the first turn, then at each later seeker turn."""
+        return [0, *(i for i in range(1, before) if conversation.turns[i].role == "seeker")]
+
+    def _refuse_control_tokens(self, conversation: Conversation) -> None:
+        for index, turn in enumerate(conversation.turns):
+            found = self._control.search(turn.text)
+            if found:
+                raise DataFault(conversation.id, f"turns.{index}.text", f"contains the control token {found.group()!r}")

@@ -1,0 +1,62 @@
+"""Shared fixtures: a configuration with a run directory, the tiny model, and small models of five families."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# before anything reads them: no network, no caches outside the test run unless one is given
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("ESUPPORT_CACHE", str(Path(tempfile.gettempdir()) / f"esupport-tests-{os.getuid()}"))
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from esupport.config.command_line import CONF
+
+ROOT = Path(__file__).parents[1]
+TINY = ["model=tiny", "trainer=cpu", "logger=none", "samples.contexts=0", "callbacks.progress_bar=null"]
+
+Compose = Callable[..., DictConfig]
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Iterator[Compose]:
+    """Composes ``conf/train.yaml`` with overrides, as a run whose directory is ``tmp_path``/``folder``."""
+
+    def make(*overrides: str, folder: str = "run") -> DictConfig:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", list(overrides), return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path / folder)
+            cfg.hydra.job.num = 0
+            cfg.hydra.job.override_dirname = ",".join(overrides)
+        HydraConfig.instance().set_config(cfg)
+        plain = OmegaConf.create({k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"})  # type: ignore
+        assert isinstance(plain, DictConfig)
+        return plain
+
+    yield make
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def train(composed: Compose) -> Train:
+    """Trains the tiny model with overrides, on few conversations; returns the figures."""
+    from esupport.training.job import train as run
+
+    def go(*overrides: str, folder: str = "run") -> dict[str, Any]:
+        return run(composed(*TINY, "data.limit=12", *overrides, folder=folder))
+
+    return go

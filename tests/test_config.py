@@ -1,0 +1,255 @@
+"""Every option composes, every key has a comment, and a mistake is one line, told before torch is imported."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, TINY, Train
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from esupport.config import schema
+from esupport.config.binding import bind
+from esupport.config.check import check_types
+from esupport.config.command_line import CONF, check_command_line, composed
+from esupport.errors import UserError
+
+OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
+NEEDED = {  # options that leave something to the user
+    "hub": ["model.path=some/model"],
+    "native": ["data.path=some/data"],
+    "extes": ["data.path=some/data"],
+    "pesc": ["data.path=some/data"],
+    "chat": ["data.path=some/data"],
+}
+
+
+def plain_of(*overrides: str) -> dict[str, Any]:
+    return check_types("train", composed("train", list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
+def test_every_option_of_every_group_composes_and_its_nodes_fit_what_they_name(group: str, option: str) -> None:
+    overrides = [f"{group}={option}", *NEEDED.get(option, [])]
+    bind(plain_of(*overrides))
+
+
+def test_every_key_has_a_comment() -> None:
+    """A comment on the key's line, or lines of comment above it; a node's ``_target_`` tells what the node is."""
+    bare = []
+    for path in [CONF / "train.yaml", *sorted(CONF.glob("*/*.yaml"))]:
+        lines = path.read_text().split("\n")
+        assert lines[0].startswith("#")
+        described = {
+            f"{p.name}:{k}" for p in [CONF / "model/hub.yaml", CONF / "data/native.yaml"] for k in yaml.safe_load(p.read_text())
+        }
+        for number, line in enumerate(lines):
+            key = re.match(r"\s*([\w.]+):(.*)", line)
+            if not key or line.lstrip().startswith("#") or key[1] in ("_target_", "_partial_", "defaults", "hydra"):
+                continue
+            above, below = lines[number - 1].strip(), lines[number + 1].strip() if number + 1 < len(lines) else ""
+            inherits = path.parent.name in ("model", "data") and any(d.endswith(f":{key[1]}") for d in described)
+            opens_node = not key[2].strip() and (below.startswith("_target_") or ":" in below)
+            in_override = path.parent.name in ("experiment", "sweep") or "template: |-" in line
+            if not ("#" in key[2] or above.startswith("#") or inherits or opens_node or in_override):
+                bare.append(f"{path.relative_to(CONF)}:{number + 1}: {line.strip()}")
+    # keys of other libraries that repeat what the node above them says
+    repeated = {"monitor", "dirpath", "filename", "save_dir", "name", "project", "app_name", "header", "footer", "silent"}
+    repeated |= {"x_disable_meta", "x_disable_machine_info", "x_disable_stats", "disable_git", "save_code", "console"}
+    repeated |= {
+        "enable_version_counter",
+        "hidden_size",
+        "layers",
+        "file",
+        "accelerator",
+        "precision",
+        "strategy",
+        "devices",
+        "subdir",
+    }
+    assert [b for b in bare if b.split(": ")[1].partition(":")[0] not in repeated] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [
+        (schema.Lora, "esupport.models.backbone.Lora"),
+        (schema.Backbone, "esupport.models.backbone.Backbone"),
+        (schema.Source, "esupport.data.source.Source"),
+        (schema.Objective, "esupport.objectives.sft.SupervisedFineTuning"),
+        (schema.Rendering, "esupport.rendering.template.Renderer"),
+        (schema.Batching, "esupport.rendering.datamodule.RowDataModule"),
+        (schema.Samples, "esupport.generators.local.write_replies"),
+    ],
+)
+def test_the_schema_names_what_the_code_takes(model: Any, target: str) -> None:
+    """No key without a parameter and, but for what the code itself adds, no parameter without a key."""
+    added = {"policy", "tokenizer", "renderer", "contexts", "corpora", "replay_ratio"}
+    own = {"Renderer": {"instruction_in", "template_kwargs"}, "RowDataModule": {"seed"}, "write_replies": {"seed"}}
+    parameters = set(inspect.signature(get_object(target)).parameters) - added - own.get(target.rpartition(".")[2], set())
+    keys = set(model.model_fields) - {"target" if "_target_" in str(model.model_fields.get("target")) else "", "partial"}
+    assert keys - {"contexts"} == parameters
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["modl=tiny"], "modl: unknown key; did you mean model?"),
+        (["model=tiney"], "model: no option 'tiney'; did you mean tiny?"),
+        (["objective.optimizr.lr=1"], "objective.optimizr.lr: unknown key; did you mean objective.optimizer.lr?"),
+        (["+model.lora.rang=3"], "model.lora.rang: unknown key"),
+        (["seed=abc"], "seed: should be a valid integer (given: 'abc')"),
+        (["seed=-1"], "seed: should be greater than or equal to 0 (given: -1)"),
+        (["objective.optimizer.lr=fast"], "objective.optimizer.lr: should be a valid number (given: 'fast')"),
+        (["data.on_error=shrug"], "data.on_error: should be 'stop' or 'skip' (given: 'shrug')"),
+        (["data.split=null"], "data.split: should be 'auto', 'published' or 'seed' (given: None)"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs: should be a valid integer (given: 'many')"),
+        (["data=pesc"], "data.path: needs a value: data.path=..."),
+        (["data=esconv", "data.path=none.jsonl"], "data.path: no such file or folder: none.jsonl"),
+        (["model.adapter=none"], "model.adapter: no such file or folder: none"),
+        (["resume=none.ckpt"], "resume: no such file or folder: none.ckpt"),
+        (["model=hub", "model.path=./none"], "model.path: no such folder: ./none"),
+        (["x=[1"], "cannot read 'x=[1'"),
+        (["~objective.scheduler"], "objective.scheduler: field required"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as told:
+        check_command_line("train", overrides)
+    assert str(told.value).lower().startswith(message.lower())
+    assert "\n" not in str(told.value)
+
+
+def test_a_gated_model_without_a_token_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UserError, match=r"model\.path: meta-llama/.* is gated and there is no token"):
+        check_command_line("train", ["model=llama3"])
+    monkeypatch.setenv("HF_TOKEN", "x")
+    check_command_line("train", ["model=llama3"])
+    monkeypatch.delenv("HF_TOKEN")
+    check_command_line("train", ["model=llama3", f"model.path={tmp_path}"])
+
+
+def test_a_model_that_cannot_be_had_is_one_line(train: Train) -> None:
+    with pytest.raises(UserError, match=r"model\.path: cannot load nobody/nothing: "):
+        train("model=hub", "model.path=nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+trainer.max_epoch=3"], "trainer.max_epoch: pytorch_lightning.Trainer takes no such key; did you mean max_epochs?"),
+        (["+trainer.overfit_batches=all"], "trainer.overfit_batches: "),
+        (["+callbacks.best.patience=3"], "callbacks.best.patience: "),
+        (["objective.optimizer._target_=torch.optim.Adamm"], "objective.optimizer._target_: cannot import torch.optim.Adamm"),
+        (["+objective.optimizer.learning_rate=1"], "objective.optimizer.learning_rate: torch.optim.AdamW takes no such key"),
+        (["~logger.csv.save_dir"], "logger.csv.save_dir: pytorch_lightning.loggers.CSVLogger needs this key"),
+    ],
+)
+def test_nodes_of_other_libraries_are_bound_before_weights_load(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as told:
+        bind(plain_of(*overrides))
+    assert str(told.value).startswith(message)
+
+
+def test_no_weights_load_before_the_configuration_is_sound(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esupport.models.backbone.Backbone._load", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=r"trainer\.max_epoch"):
+        train("+trainer.max_epoch=3")
+
+
+def test_errors_exit_non_zero_with_one_line_and_need_no_torch() -> None:
+    script = (
+        "import sys; sys.argv = ['train.py', 'seed=abc']\n"
+        "try:\n    import train; train.command_line.run(train.main, 'train')\n"
+        "except SystemExit as end:\n    assert end.code == 2 and 'torch' not in sys.modules, (end.code, 'torch imported')\n"
+        "else:\n    raise AssertionError('no error')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "error: seed: should be a valid integer (given: 'abc')"
+    help_script = (
+        "import sys; sys.argv = ['train.py', '--help']\nimport train\n"
+        "try: train.command_line.run(train.main, 'train')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules\n"
+    )
+    told = subprocess.run([sys.executable, "-c", help_script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert "smollm2" in told.stdout
+    assert "objective:" in told.stdout
+
+
+def test_values_of_a_sweep_are_checked_before_it_starts() -> None:
+    with pytest.raises(UserError, match=r"seed: .*'abc'"):
+        check_command_line("train", ["seed=0,1,abc"], sweep=True)
+    check_command_line(
+        "train", ["model=tiny,smollm2", "objective.optimizer.lr=1e-4,3e-4", "data.path=none.jsonl,other"], sweep=True
+    )
+    check_command_line("train", ["sweep=optuna", "objective.optimizer.lr=tag(log, interval(1e-5, 1e-3))"], sweep=True)
+
+
+COMMANDS = [
+    line.strip().removeprefix("$ ")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.S)
+    for line in block.replace("\\\n", " ").split("\n")
+    if "train.py" in line and not line.startswith("#")
+]
+
+
+def overrides_of(command: str) -> list[str]:
+    words = shlex.split(command, comments=True)
+    return words[next(i for i, w in enumerate(words) if w.endswith("train.py")) + 1 :]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_documented_command_composes(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esupport.config.command_line.check_resources", lambda plain: None)
+    words = [w for w in overrides_of(command) if not w.startswith("-")]
+    check_command_line("train", words, sweep="-m" in overrides_of(command))
+
+
+SMALLER = [
+    "model=tiny",
+    "trainer=cpu",
+    "data.limit=4",
+    "samples.max_new_tokens=4",
+    "trainer.max_epochs=1",
+    "batching.conversations_per_step=8",
+]
+LOCAL = [
+    c
+    for c in COMMANDS
+    if not re.search(r"llama|qwen|mistral|gemma|hub|FILE|FOLDER|paper_|=gpu|=ddp|--help|--cfg|\.jsonl|optuna|4bit", c)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LOCAL)
+def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path: Path) -> None:
+    words = overrides_of(command)
+    small = [s for s in SMALLER if not any(w.partition("=")[0] == s.partition("=")[0] for w in words) or s == "model=tiny"]
+    kept = [w for w in words if not w.startswith("model=")]
+    done = subprocess.run(
+        [sys.executable, "train.py", *kept, *small, f"paths.outputs={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.rglob("metrics.json"))
+
+
+def test_saved_configuration_holds_no_path_of_this_machine() -> None:
+    text = OmegaConf.to_yaml(composed("train", TINY))
+    assert str(ROOT) not in text
+    assert str(Path.home()) not in text

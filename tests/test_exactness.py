@@ -1,0 +1,166 @@
+"""The tree row gives the log-probabilities, the loss and the gradients of one forward per response."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, conversation, small_model, tokenizer_for
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from esupport.errors import UserError
+from esupport.objectives.logprobs import target_logprobs
+from esupport.objectives.losses import sft_loss
+from esupport.rendering.mask import IMPLEMENTATIONS
+from esupport.rendering.packing import Batch, pack
+from esupport.rendering.row import Row, grow, tree
+from esupport.rendering.template import Renderer, Response
+
+
+def responses_of(template: str, count: int, turns: int = 8) -> list[list[Response]]:
+    renderer = Renderer(tokenizer_for(template), "Support the seeker.", "system", {}, 1000)
+    talks = [conversation(turns - 2 * (i % 3), name=f"talk {i}", words="and on " * i) for i in range(count)]
+    return [list(renderer.render(talk).responses) for talk in talks]
+
+
+def one_by_one(model: PreTrainedModel, response: Response) -> torch.Tensor:
+    """Log-probabilities of a completion from a forward of this response alone, with the model's own mask."""
+    ids = torch.tensor([response.ids])
+    logprobs = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    targets = ids[0, 1:]
+    return logprobs.gather(1, targets[:, None])[-len(response.completion) :, 0]
+
+
+def by_response(model: PreTrainedModel, batch: Batch) -> dict[tuple[str, int], torch.Tensor]:
+    logprobs = target_logprobs(model, batch)
+    keys = [(batch.names[o], int(r)) for o, r in zip(batch.owner, batch.response, strict=True)]
+    return {key: logprobs[[i for i, k in enumerate(keys) if k == key]] for key in dict.fromkeys(keys)}
+
+
+def branched(all_responses: list[list[Response]]) -> list[Row]:
+    """Rows with the replies on the trunk, and beside each two branches: another reply, and a shorter one."""
+    rows = []
+    for number, responses in enumerate(all_responses):
+        hung = list(responses)
+        for r in responses:
+            hung.append(Response(r.context, (*r.completion[::-1], r.completion[-1]), r.turn))
+            hung.append(Response(r.context, r.completion[:2], r.turn))
+        rows.append(grow(f"talk {number}", responses[-1].ids, hung))
+    return rows
+
+
+# transformers has no SDPA for Gemma 2
+PERMITTED = [(f, i) for f in FAMILIES for i in IMPLEMENTATIONS if (f, i) != ("gemma2", "sdpa")]
+
+
+@pytest.mark.parametrize(("family", "implementation"), PERMITTED)
+def test_log_probabilities_equal_one_forward_per_response(family: str, implementation: str) -> None:
+    model = small_model(family, implementation)
+    responses = responses_of("qwen", 3)
+    rows = branched(responses)
+    assert max(len(r.ids) for r in responses[0]) > 3 * 24, "contexts must outgrow the sliding window"
+    with torch.no_grad():
+        for batch in pack(rows, tokens_per_batch=4000, step_targets=1):
+            for (name, index), got in by_response(model, batch).items():
+                row = next(i for i, r in enumerate(rows) if r.name == name)
+                own = responses[row]
+                count = len(own)
+                r = own[index % count] if index < count else own[(index - count) // 2]
+                if index >= count:
+                    first = (index - count) % 2 == 0
+                    r = Response(r.context, (*r.completion[::-1], r.completion[-1]) if first else r.completion[:2], r.turn)
+                torch.testing.assert_close(got, one_by_one(model, r), atol=8e-5, rtol=0)
+
+
+def test_branches_of_a_template_that_rewrites_its_end_are_exact_too() -> None:
+    model = small_model("llama")
+    responses = responses_of("thinking", 1)[0]
+    rows = tree("talk", responses)
+    assert sum(row.branches for row in rows) == len(responses) - 1
+    with torch.no_grad():
+        got = by_response(model, pack(rows, 4000, 1)[0])
+        for index, response in enumerate(responses):
+            torch.testing.assert_close(got["talk", index], one_by_one(model, response), atol=8e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_loss_on_ten_conversations_is_the_mean_of_transformers_on_the_same_labels(family: str) -> None:
+    model = small_model(family)
+    conversations = responses_of("qwen", 10)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for responses in conversations:
+            ids = torch.tensor([responses[-1].ids])
+            labels = torch.full_like(ids, -100)
+            for r in responses:
+                labels[0, len(r.context) : len(r.ids)] = torch.tensor(r.completion)
+            learnt = int((labels != -100).sum())
+            total += float(model(input_ids=ids, labels=labels, use_cache=False).loss) * learnt
+            count += learnt
+        rows = [row for number, responses in enumerate(conversations) for row in tree(str(number), responses)]
+        targets = sum(len(row.targets) for row in rows)
+        assert targets == count
+        for budget in (1, 700, 100_000):  # one row a batch, several batches, one batch
+            loss = sum(float(sft_loss(target_logprobs(model, batch), targets)) for batch in pack(rows, budget, targets))
+            assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+def test_packing_and_accumulation_do_not_change_the_gradients() -> None:
+    rows = [row for number, rs in enumerate(responses_of("qwen", 7)) for row in tree(str(number), rs)]
+    targets = sum(len(row.targets) for row in rows)
+
+    def gradients(budget: int) -> tuple[int, torch.Tensor]:
+        model = small_model("mistral")
+        batches = pack(rows, budget, targets)
+        for batch in batches:
+            sft_loss(target_logprobs(model, batch), targets).backward()
+        return len(batches), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    (many, one_row_a_batch), (one, all_at_once) = gradients(1), gradients(100_000)
+    assert many > 1
+    assert one == 1
+    scale = all_at_once.abs().max()
+    torch.testing.assert_close(one_row_a_batch / scale, all_at_once / scale, atol=1e-5, rtol=0)
+
+
+def test_every_target_of_every_row_is_packed_once() -> None:
+    rows = [row for number, rs in enumerate(responses_of("qwen", 9)) for row in tree(str(number), rs)]
+    for budget in (1, 300, 900, 100_000):
+        batches = pack(rows, budget, 1)
+        packed = sorted((batch.names[o], int(t)) for batch in batches for o, t in zip(batch.owner, batch.targets, strict=True))
+        assert packed == sorted((row.name, int(row.ids[t])) for row in rows for t in row.targets)
+        longest = max(map(len, rows)) + 8
+        assert all(batch.ids.numel() <= max(budget, longest) for batch in batches)
+    assert sum(batch.ids.numel() for batch in pack(rows, 100_000, 1)) < len(rows) * max(map(len, rows))
+
+
+def test_the_head_runs_on_target_positions_only() -> None:
+    model = small_model("llama")
+    batch = pack(tree("talk", responses_of("qwen", 1)[0]), 4000, 1)[0]
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
+    target_logprobs(model, batch)
+    assert seen == [len(batch.targets)]
+    assert seen[0] < batch.ids.numel()
+
+
+def test_other_attention_is_refused_by_name() -> None:
+    model = small_model("llama")
+    batch = pack(tree("talk", responses_of("qwen", 1)[0]), 4000, 1)[0]
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match=r"model\.attn_implementation: flash_attention_2"):
+        target_logprobs(model, batch)
+    model.config._attn_implementation = "sdpa"
+    model.config.layer_types = ["chunked_attention"]
+    with pytest.raises(UserError, match="chunked_attention take no tree mask"):
+        target_logprobs(model, batch)
+
+
+def test_a_wrong_label_shift_would_show() -> None:
+    """The reference itself: transformers' loss is the cross entropy of the next token."""
+    model = small_model("llama")
+    ids = torch.tensor([responses_of("qwen", 1)[0][0].ids])
+    logits = model(input_ids=ids).logits
+    assert float(model(input_ids=ids, labels=ids).loss) == pytest.approx(
+        float(cross_entropy(logits[0, :-1], ids[0, 1:])), abs=1e-5
+    )

@@ -1,0 +1,221 @@
+"""The supervised fine-tuning job: it learns, resumes exactly, stops on NaN, and saves the adapter alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, TINY, Compose, Train
+from safetensors.torch import load_file
+
+from esupport.objectives.module import NonFiniteLoss
+from esupport.objectives.sft import SupervisedFineTuning
+
+RESUME = ["logger=csv", "model.lora.dropout=0.3", "batching.tokens_per_batch=700", "trainer.max_epochs=3", "replay.ratio=0.5"]
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """train/loss by step over all CSV files of a run."""
+    found: dict[int, float] = {}
+    for path in sorted(folder.glob("csv/version_*/metrics.csv")):
+        with path.open() as file:
+            found.update({int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")})
+    return found
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_training_lowers_the_held_out_loss_and_reports_it(train: Train, tmp_path: Path) -> None:
+    metrics = train(
+        "data.limit=24", "trainer.max_epochs=4", "objective.optimizer.lr=1e-2", "samples.contexts=3", "samples.max_new_tokens=4"
+    )
+    assert metrics["val/nll_after"] < metrics["val/nll_before"] - 0.2
+    assert metrics["val/perplexity_after"] == pytest.approx(math.exp(metrics["val/nll_after"]))
+    assert metrics["val/replay_nll_before"] > 0
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written == metrics
+    promised = ["val/nll_before", "val/nll_after", "val/perplexity_before", "val/perplexity_after"]
+    assert {*promised, "train/supervised_tokens_per_s", "seed", "adapter_path"} <= set(written)
+    assert (Path(written["adapter_path"]) / "adapter_model.safetensors").exists()
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3
+    assert {"context", "base", "trained", "human"} <= set(samples[0])
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(train: Train, tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(f"seed={seed}", folder=folder)
+    files = [(tmp_path / f / "adapter" / "adapter_model.safetensors").read_bytes() for f in "abc"]
+    assert files[0] == files[1] != files[2]
+    configs = [(tmp_path / f / "adapter" / "adapter_config.json").read_text() for f in "ab"]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 8])
+def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_run(train: Train, tmp_path: Path, stop: int) -> None:
+    """Three epochs of three steps, with shuffling, dropout, accumulation and replay; stopped in and at the end of an epoch."""
+    if not (tmp_path / "whole").exists():
+        train(*RESUME, folder="whole")
+    checkpoints = [f"callbacks.last.every_n_train_steps={stop}", f"trainer.max_steps={stop}"]
+    with pytest.MonkeyPatch.context() as patch:  # the schedule must be that of the whole run
+        patch.setattr("pytorch_lightning.Trainer.estimated_stepping_batches", 9)
+        train(*RESUME, *checkpoints, folder="stopped")
+    assert set(curve(tmp_path / "stopped")) == set(range(stop))
+    train(*RESUME, folder="stopped")
+    whole, resumed = curve(tmp_path / "whole"), curve(tmp_path / "stopped")
+    assert set(whole) == set(resumed) == set(range(9))
+    assert max(abs(whole[step] - resumed[step]) for step in whole) < 1e-6
+    ours, theirs = adapter(tmp_path / "whole"), adapter(tmp_path / "stopped")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_packing_and_batch_size_leave_the_training_as_it_is(train: Train, tmp_path: Path) -> None:
+    for folder, budget in (("one", 1), ("some", 700), ("all", 100_000)):
+        train("logger=csv", "model.lora.dropout=0", f"batching.tokens_per_batch={budget}", folder=folder)
+    one, some, everything = (curve(tmp_path / folder) for folder in ("one", "some", "all"))
+    assert max(abs(one[s] - everything[s]) for s in one) < 1e-5
+    assert max(abs(some[s] - everything[s]) for s in some) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    for folder, devices in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
+        overrides = [*TINY, "logger=csv", "data.limit=9", "model.lora.dropout=0", "batching.tokens_per_batch=500", *devices]
+        command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={tmp_path / folder}"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert set(one) == set(two)
+    assert max(abs(one[s] - two[s]) for s in one) < 1e-5
+    ours, theirs = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
+    metrics = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("one", "two")]
+    assert metrics[0]["val/nll_after"] == pytest.approx(metrics[1]["val/nll_after"], abs=1e-5)
+    assert metrics[0]["val/replay_nll_before"] == pytest.approx(metrics[1]["val/replay_nll_before"], abs=1e-5)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_batch(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = SupervisedFineTuning.loss
+    monkeypatch.setattr(
+        SupervisedFineTuning, "loss", lambda self, lp, b: sound(self, lp, b) * (math.nan if self.global_step == 1 else 1)
+    )
+    with pytest.raises(NonFiniteLoss, match=r"the loss is nan at step 1 in the batch of .*[a-z]+-\d\d"):
+        train()
+
+
+def test_a_checkpoint_holds_the_adapter_alone(train: Train, tmp_path: Path) -> None:
+    train("callbacks.last.every_n_train_steps=1")
+    for name in ("last", "best"):
+        path = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert state
+        assert all("lora_" in key for key in state)
+        assert path.stat().st_size < 4 * sum(8 * v.numel() for v in state.values()) + 100_000
+
+
+def test_the_adapter_loads_with_peft_alone_and_gives_the_reported_loss(train: Train, tmp_path: Path, composed: Compose) -> None:
+    from hydra.utils import instantiate
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from esupport.objectives.logprobs import target_logprobs
+    from esupport.rendering.packing import pack
+    from esupport.training.prepare import prepare
+
+    metrics = train("trainer.max_epochs=2", "objective.optimizer.lr=1e-2")
+    from omegaconf import OmegaConf
+
+    cfg = composed(*TINY, "data.limit=12")
+    backbone = instantiate(cfg.model, _convert_="all")
+    base = AutoModelForCausalLM.from_pretrained(backbone.folder)
+    loaded = PeftModel.from_pretrained(base, metrics["adapter_path"]).eval()
+    corpus = prepare(OmegaConf.to_container(cfg, resolve=True), backbone).corpora["valid"]  # type: ignore[arg-type]
+    rows = [row for unit in corpus.units for row in unit]
+    with torch.no_grad():
+        nll = -sum(float(target_logprobs(loaded, b).sum()) for b in pack(rows, 4000, 1)) / corpus.targets
+    assert nll == pytest.approx(metrics["val/nll_after"], abs=1e-5)
+    config = json.loads((Path(metrics["adapter_path"]) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert "/" not in json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    "extra", [["model.lora.rslora=true"], ["model.lora.dora=true"], ["model.lora.targets=[q_proj,v_proj]"]]
+)
+def test_adapter_switches_reach_peft(train: Train, tmp_path: Path, extra: list[str]) -> None:
+    train(*extra)
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["use_rslora"] == ("rslora" in extra[0])
+    assert config["use_dora"] == ("dora" in extra[0])
+    if "targets" in extra[0]:
+        assert config["target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_training_goes_on_from_an_adapter_and_the_base_is_still_the_base(train: Train, tmp_path: Path) -> None:
+    fast = "objective.optimizer.lr=1e-2"
+    first = train(fast, folder="first")
+    second = train(fast, f"model.adapter={tmp_path / 'first' / 'adapter'}", folder="second")
+    assert second["val/nll_before"] == pytest.approx(first["val/nll_before"], abs=1e-6)
+    assert second["val/nll_after"] < first["val/nll_after"]
+
+
+def test_gradient_checkpointing_is_on_in_training_and_changes_nothing(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed: list[bool] = []
+    original = torch.utils.checkpoint.checkpoint
+    train("model.lora.dropout=0", folder="off")
+    assert not recomputed
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        recomputed.append(torch.is_grad_enabled())
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr("torch.utils.checkpoint.checkpoint", counted)
+    train("model.lora.dropout=0", "model.gradient_checkpointing=true", folder="on")
+    assert any(recomputed)
+    off, on = adapter(tmp_path / "off"), adapter(tmp_path / "on")
+    assert all(torch.allclose(off[name], on[name], atol=1e-6) for name in off)
+
+
+def test_the_whole_model_is_in_train_mode_and_only_the_adapter_learns(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[bool] = []
+    learnt: set[str] = set()
+    sound = SupervisedFineTuning.loss
+
+    def look(self: SupervisedFineTuning, logprobs: torch.Tensor, batch: Any) -> torch.Tensor:
+        modes.append(all(module.training for module in self.policy.modules()))
+        learnt.update(name for name, p in self.policy.named_parameters() if p.requires_grad)
+        return sound(self, logprobs, batch)
+
+    monkeypatch.setattr(SupervisedFineTuning, "loss", look)
+    train()
+    assert modes
+    assert all(modes)
+    assert all("lora_" in name for name in learnt)
+
+
+def test_early_stopping_ends_training_and_the_best_adapter_is_kept(train: Train, tmp_path: Path) -> None:
+    metrics = train(
+        "callbacks=early_stopping", "callbacks.progress_bar=null", "callbacks.early_stopping.patience=1",
+        "objective.optimizer.lr=0.5", "objective.scheduler=null", "trainer.max_epochs=12", "logger=csv",
+    )  # fmt: skip
+    assert metrics["train/steps"] < 36
+    with (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").open() as file:
+        held_out = [float(row["val/nll"]) for row in csv.DictReader(file) if row.get("val/nll")]
+    assert metrics["val/nll_after"] == pytest.approx(min(held_out), abs=1e-5)
+
+
+def test_bfloat16_trains(train: Train) -> None:
+    metrics = train(
+        "model.dtype=bfloat16", "trainer.precision=bf16-true", "trainer.max_epochs=3", "objective.optimizer.lr=1e-2"
+    )
+    assert metrics["val/nll_after"] < metrics["val/nll_before"]
