@@ -118,5 +118,8 @@ def tokenizer_for(template: str, vocabulary: int = 600) -> PreTrainedTokenizerFa
 def conversation(turns: int = 8, opens: str = "seeker", name: str = "c", words: str = "") -> Conversation:
     """A made-up conversation of ``turns`` turns."""
     sides = ("seeker", "supporter") if opens == "seeker" else ("supporter", "seeker")
-    said = tuple(Turn(role=sides[i % 2], text=f"Turn {i} of {name}: the rain went on {words} all day.") for i in range(turns))  # type: ignore[arg-type]
+    said = tuple(
+        Turn.model_validate({"role": sides[i % 2], "text": f"Turn {i} of {name}: the rain went on {words} all day."})
+        for i in range(turns)
+    )
     return Conversation(id=name, turns=said)
