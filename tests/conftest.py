@@ -12,6 +12,7 @@ import pytest
 
 # before anything reads them: no network, no caches outside the test run unless one is given
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads only wait for each other
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("ESUPPORT_CACHE", str(Path(tempfile.gettempdir()) / f"esupport-tests-{os.getuid()}"))
 
@@ -23,7 +24,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from esupport.config.command_line import CONF
 
 ROOT = Path(__file__).parents[1]
-TINY = ["model=tiny", "trainer=cpu", "logger=none", "samples.contexts=0", "callbacks.progress_bar=null"]
+TINY = [
+    "model=tiny",
+    "trainer=cpu",
+    "logger=none",
+    "samples.contexts=0",
+    "callbacks.progress_bar=null",
+    "+trainer.enable_progress_bar=false",
+]
 
 Compose = Callable[..., DictConfig]
 Train = Callable[..., dict[str, Any]]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import ROOT, TINY, Train
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -54,13 +53,23 @@ def test_every_key_has_a_comment() -> None:
         if base.exists() and base != path:
             known |= set(re.findall(r"^ *([\w.]+):", base.read_text(), re.M))
         if path.parent.name in ("experiment", "sweep"):  # they repeat keys that are commented where they are defined
-            known |= set(re.findall(r"^ *([\w.]+):", (CONF / "train.yaml").read_text() + (CONF / "trainer/default.yaml").read_text(), re.M))
+            known |= set(
+                re.findall(
+                    r"^ *([\w.]+):", (CONF / "train.yaml").read_text() + (CONF / "trainer/default.yaml").read_text(), re.M
+                )
+            )
             known |= {"data", "trainer", "model", "params"}
         text = False
         for number, line in enumerate(lines):
             key = re.match(r" *([\w.]+):(.*)", line)
             text = "|-" in line or ">-" in line or (text and not key)
-            if key and key[1] not in known and not text and "#" not in key[2] and not lines[number - 1].lstrip().startswith("#"):
+            if (
+                key
+                and key[1] not in known
+                and not text
+                and "#" not in key[2]
+                and not lines[number - 1].lstrip().startswith("#")
+            ):
                 bare.append(f"{path.relative_to(CONF)}:{number + 1}: {line.strip()}")
     assert bare == []
 

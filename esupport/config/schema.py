@@ -63,6 +63,7 @@ class Backbone(Own):
     gradient_checkpointing: bool
     instruction_in: Literal["system", "first_user"]
     template_kwargs: dict[str, Any]
+    learning_rate: PositiveFloat
     adapter: str | None
     lora: Lora
 

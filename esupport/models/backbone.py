@@ -50,6 +50,7 @@ class Backbone:
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         instruction_in, template_kwargs: how the chat template is used (:class:`esupport.rendering.template.Renderer`).
         lora: the adapter to train.
+        learning_rate: the highest at which the adapter is trained; config files hand it to the optimizer.
         adapter: a PEFT folder to go on from in place of a new adapter.
     """
 
@@ -64,6 +65,7 @@ class Backbone:
     instruction_in: Literal["system", "first_user"]
     template_kwargs: Mapping[str, Any]
     lora: Lora
+    learning_rate: float
     adapter: str | None
 
     def __post_init__(self) -> None:

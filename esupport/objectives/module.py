@@ -75,11 +75,27 @@ class Objective(pl.LightningModule, ABC):
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
         if self.make_scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.planned_steps
         scheduler = self.make_scheduler(
             optimizer=optimizer, num_warmup_steps=math.ceil(self.warmup * steps), num_training_steps=steps
         )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole run, resumed or not.
+
+        Not ``trainer.estimated_stepping_batches``: asked for here, it sets the training loader up before a checkpoint's
+        loader state is there to be loaded, and a run resumed in mid-epoch would silently replay its first batches.
+        """
+        trainer = self.trainer
+        epoch, limit = len(cast("Any", trainer).datamodule.sampler), trainer.limit_train_batches
+        if limit is not None:
+            epoch = min(epoch, limit) if isinstance(limit, int) else int(epoch * limit)
+        bounds = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            bounds.append(trainer.max_epochs * epoch)
+        return min(bounds, default=epoch)
 
     def on_fit_start(self) -> None:
         """Refuse a model that learns nothing."""

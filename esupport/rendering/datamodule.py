@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from esupport.errors import UserError
 from esupport.rendering.corpus import Corpus
@@ -31,11 +30,16 @@ class StepSampler(Sampler[Step]):
         per_step: conversations in an optimizer step, over all ranks and batches.
         ratio: replay examples for each conversation, spread evenly over the steps.
         seed: of the order.
+
+    Attributes:
+        epoch: the epoch that the next iteration plans.
+        skip: steps of it that were taken before.
     """
 
     def __init__(self, conversations: int, replay: int, per_step: int, ratio: float, seed: int) -> None:
         self.conversations, self.replay, self.per_step, self.ratio, self.seed = conversations, replay, per_step, ratio, seed
         self.epoch = 0
+        self.skip = 0
 
     def __len__(self) -> int:
         return -(-self.conversations // self.per_step)
@@ -46,7 +50,7 @@ class StepSampler(Sampler[Step]):
 
     def __iter__(self) -> Iterator[Step]:
         order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(self.conversations)
-        for start in range(0, self.conversations, self.per_step):
+        for start in range(self.skip * self.per_step, self.conversations, self.per_step):
             end = min(start + self.per_step, self.conversations)
             yield (*map(int, order[start:end]), *self._replayed(start, end))
 
@@ -73,6 +77,36 @@ class Steps(Dataset[list[Batch]]):
         rows = sorted((row for number in step for row in self.units[number]), key=len, reverse=True)
         share = rows[self.rank :: self.world_size] or [_nothing_to_learn(rows[0])]
         return pack(share, self.tokens_per_batch, step_targets=sum(len(row.targets) for row in rows))
+
+
+class StepLoader(DataLoader[list[Batch]]):
+    """Loads optimizer steps; its state, saved with a checkpoint, lets a resumed epoch go on where it stopped.
+
+    Lightning sets the sampler's epoch after it has called ``iter``, so nothing may be decided before the first step is
+    asked for: ``__iter__`` is a generator.
+    """
+
+    def __init__(self, steps: Steps, sampler: StepSampler) -> None:
+        super().__init__(steps, batch_size=None, sampler=sampler)
+        self._plan = sampler
+        self._given = 0
+        self._resumed: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[list[Batch]]:  # type: ignore[override]
+        state, self._resumed = self._resumed, {}
+        # a checkpoint at an epoch's end is resumed in the next epoch, from its first step
+        self._given = self._plan.skip = state["given"] if state.get("epoch") == self._plan.epoch else 0
+        for step in super().__iter__():
+            self._given += 1
+            yield step
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and the steps of it that were handed out."""
+        return {"epoch": self._plan.epoch, "given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from ``state`` when next iterated, if the epoch is the same then."""
+        self._resumed = state
 
 
 def _nothing_to_learn(row: Row) -> Row:
@@ -110,11 +144,11 @@ class RowDataModule(pl.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def train_dataloader(self) -> StatefulDataLoader[list[Batch]]:
-        """Optimizer steps; its state is saved with a checkpoint, so that a resumed epoch goes on where it stopped."""
+    def train_dataloader(self) -> StepLoader:
+        """Optimizer steps."""
         units = self.corpora["train"].units + self.corpora["replay"].units
         steps = Steps(units, self.tokens_per_batch, *self._ranks())
-        return StatefulDataLoader(steps, batch_size=None, sampler=self.sampler)
+        return StepLoader(steps, self.sampler)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Batches of held-out conversations, and of held-out replay examples where there are any."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from esupport.rendering.row import Ints, Row
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precision plugins refuse frozen dataclasses
 class Batch:
     """Packed rows as tensors.
 

@@ -150,8 +150,7 @@ def _quiet() -> None:
         ".*is_gradient_checkpointing.*",
     ):
         warnings.filterwarnings("ignore", message)
-    for module in (r"pytorch_lightning\.utilities\._pytree", r"torchdata\..*"):  # call what torch now deprecates
-        warnings.filterwarnings("ignore", module=module)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")  # calls what torch deprecates
 
 
 def _trainer(cfg: DictConfig, plain: dict[str, Any]) -> pl.Trainer:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 
+from esupport.objectives.module import Objective
 from esupport.rendering.packing import Batch
 
 
@@ -36,7 +37,7 @@ class Throughput(pl.Callback):
         """Add the step, and log."""
         self.seconds += time.perf_counter() - self._started
         self.tokens += batch[0].step_targets
-        steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
+        steps_left = cast("Objective", module).planned_steps - trainer.global_step
         done = max(1, self._steps(trainer))
         module.log("train/tokens_per_s", self.rate, prog_bar=True)
         module.log("train/minutes_left", steps_left * self.seconds / done / 60, prog_bar=True)
