@@ -91,8 +91,9 @@ TEMPLATES: dict[str, tuple[str, list[str], str]] = {
     ),
     # the number of the seeker's turns stands first: rewrites its beginning
     "counting": (
-        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }} <|im_start|>{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }} <|im_start|>"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
         ["<|im_start|>", "<|im_end|>"],
         "<|im_end|>",
     ),

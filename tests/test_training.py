@@ -183,17 +183,19 @@ def test_training_goes_on_from_an_adapter_and_the_base_is_still_the_base(train: 
     assert second["val/nll_after"] < first["val/nll_after"]
 
 
-def test_gradient_checkpointing_recomputes_and_changes_nothing(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+def test_gradient_checkpointing_recomputes_and_changes_nothing(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
 
     calls: list[bool] = []
-    forward = LlamaDecoderLayer.forward
+    forward = LlamaMLP.forward
 
-    def counted(self: LlamaDecoderLayer, *args: Any, **kwargs: Any) -> Any:
+    def counted(self: LlamaMLP, *args: Any, **kwargs: Any) -> Any:
         calls.append(self.training)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     counts = []
     for folder, extra in (("off", []), ("on", ["model.gradient_checkpointing=true"])):
         calls.clear()

@@ -103,7 +103,7 @@ class Backbone:
         if self.load_in_4bit:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         if self.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if self.adapter:
             policy = PeftModel.from_pretrained(base, self.adapter, is_trainable=True)
         else:

@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from esupport.config.binding import bind
@@ -89,7 +90,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     check_resources(plain)
     bind(plain)
     _quiet()
-    console, folder = Console(), Path(output_dir())
+    console, folder = Console(quiet=rank_zero_only.rank != 0), Path(output_dir())
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(plain["seed"], verbose=False)
 
@@ -112,7 +113,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         console.print("Measuring the trained model on the held-out side ...")
         trainer.validate(module, data, verbose=False)
         after = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    backbone.save(policy, folder / "adapter")
+    if trainer.is_global_zero:
+        backbone.save(policy, folder / "adapter")
 
     metrics = {
         **{f"{name}_before": value for name, value in before.items()},
@@ -147,7 +149,6 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*no pre-optimization state was saved.*",  # the state after the step is the one to go on from
-        ".*is_gradient_checkpointing.*",
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")  # calls what torch deprecates

@@ -13,6 +13,10 @@ from rich.text import Text
 
 from esupport.training.prepare import Prepared
 
+_LEGEND = (
+    "replies and supervised tokens are learnt or measured; cut: oldest turns, lost: replies with them, dropped: conversations"
+)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -31,27 +35,19 @@ class Sample:
 
 
 def show_data(console: Console, prepared: Prepared) -> None:
-    """Conversations, turns, tokens, and what was cut or dropped, a row a side; below it what else a reader must know."""
-    table = Table(title="Data", title_justify="left")
-    for heading in (
-        "side",
-        "conversations",
-        "turns",
-        "replies learnt",
-        "tokens",
-        "supervised",
-        "cut turns",
-        "lost replies",
-        "dropped",
-    ):
-        table.add_column(heading, justify="left" if heading == "side" else "right")
+    """What was read, a row a side; below it what else a reader must know."""
+    table = Table(title="Data", title_justify="left", caption=_LEGEND, caption_justify="left")
+    table.add_column("side")
+    for heading in ("conversations", "turns", "replies", "tokens", "supervised", "cut", "lost", "dropped"):
+        table.add_column(heading, justify="right")
     for corpus in prepared.corpora.values():
         if corpus.units or corpus.dropped:
-            counts = (corpus.turns, corpus.replies, corpus.tokens, corpus.targets, corpus.cut_turns, corpus.lost_replies)
-            table.add_row(corpus.name, *(f"{n:,}" for n in (len(corpus.units), *counts, corpus.dropped)))
+            sizes = (len(corpus.units), corpus.turns, corpus.replies, corpus.tokens, corpus.targets)
+            losses = (corpus.cut_turns, corpus.lost_replies, corpus.dropped)
+            table.add_row(corpus.name, *(f"{n:,}" for n in (*sizes, *losses)))
     console.print(table)
     for line in _remarks(prepared):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _remarks(prepared: Prepared) -> list[str]:
