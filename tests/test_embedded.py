@@ -34,7 +34,7 @@ def test_a_few_steps_lower_the_held_out_perplexity_and_replies_are_words(compose
     from esupport.training.job import train
 
     metrics = train(composed(*SETTINGS, "batching.conversations_per_step=2", "samples.contexts=1", "samples.max_new_tokens=12"))
-    assert metrics["val/perplexity_after"] < metrics["val/perplexity_before"] < 60
+    assert metrics["val/perplexity_after"] < metrics["val/perplexity_before"] < 100
     sample = json.loads((tmp_path / "run" / "samples.jsonl").read_text())
     assert len(sample["trained"].split()) >= 3
 

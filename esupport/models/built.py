@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from esupport.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -39,6 +42,7 @@ def convert_embedded(package: str, file: str, sha256: str, cache: str) -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+        log.info("making the embedded model's folder in the cache; this takes half a minute, once")
         if hashlib.sha256((folder / file).read_bytes()).hexdigest() != sha256:
             raise UserError(f"model: {file} in package {package} is not the file this project knows (sha256 differs)")
         # without dequantize the model could not be saved again

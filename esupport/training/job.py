@@ -74,7 +74,7 @@ def train_job(cfg: DictConfig) -> Any:
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Fine-tune a backbone's adapter and measure it before and after.
 
-    Writes ``metrics.json``, ``samples.jsonl``, ``adapter/`` and ``checkpoints/`` into the run's directory.
+    Writes ``config.yaml``, ``metrics.json``, ``samples.jsonl``, ``adapter/`` and ``checkpoints/`` into the run's directory.
 
     Args:
         cfg: the composed configuration of ``conf/train.yaml``.
@@ -94,6 +94,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(plain["seed"], verbose=False)
 
+    if rank_zero_only.rank == 0:
+        OmegaConf.save(cfg, folder / "config.yaml")
     backbone: Backbone = instantiate(plain["model"])
     prepared = prepare(plain, backbone)
     show_data(console, prepared)
@@ -149,6 +151,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*no pre-optimization state was saved.*",  # the state after the step is the one to go on from
+        ".*is_gradient_checkpointing.*",  # PEFT asks for it under its old name
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")  # calls what torch deprecates
