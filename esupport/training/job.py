@@ -90,11 +90,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     check_resources(plain)
     bind(plain)
     _quiet()
-    console, folder = Console(quiet=rank_zero_only.rank != 0), Path(output_dir())
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    console, folder = Console(quiet=not first), Path(output_dir())
     folder.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(plain["seed"], verbose=False)
 
-    if rank_zero_only.rank == 0:
+    if first:
         OmegaConf.save(cfg, folder / "config.yaml")
     backbone: Backbone = instantiate(plain["model"])
     prepared = prepare(plain, backbone)
