@@ -110,9 +110,16 @@ def test_the_schema_names_what_the_code_takes(model: Any, target: str) -> None:
         (["trainer.max_epochs=many"], "trainer.max_epochs: should be a valid integer (given: 'many')"),
         (["data=pesc"], "data.path: needs a value: data.path=..."),
         (["data=esconv", "data.path=none.jsonl"], "data.path: no such file or folder: none.jsonl"),
-        (["model.adapter=none"], "model.adapter: no such file or folder: none"),
-        (["resume=none.ckpt"], "resume: no such file or folder: none.ckpt"),
+        (["model.adapter=none"], "model.adapter: no folder with an adapter_config.json: none"),
+        (["resume=none.ckpt"], "resume: no such file: none.ckpt"),
         (["model=hub", "model.path=./none"], "model.path: no such folder: ./none"),
+        (["replay.source.path=none.jsonl"], "replay.source.path: no such file or folder: none.jsonl"),
+        (["data.path=pkg://nope/x"], "data.path: no such package: nope"),
+        (["data=null"], "data: no option None"),
+        (["data.fractions.valid=0.5"], "data.fractions: value error, train, valid and test together are more than 1"),
+        (["model.attn_implementation=flash_attention_2"], "model.attn_implementation: should be 'sdpa' or 'eager'"),
+        (["optimized_metric=val/nll"], "optimized_metric: should be 'val/nll_after'"),
+        (["seed=99999999999"], "seed: should be less than 4294967296"),
         (["x=[1"], "cannot read 'x=[1'"),
         (["~objective.scheduler"], "objective.scheduler: field required"),
     ],
@@ -157,6 +164,30 @@ def test_nodes_of_other_libraries_are_bound_before_weights_load(overrides: list[
     assert str(told.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches: .* use batching.conversations_per_step"),
+        (["trainer.precision=bf16-true"], "trainer.precision: bf16-true would round the adapter's weights"),
+        (["trainer.precision=16-true"], "trainer.precision: 16-true"),
+        (["trainer.val_check_interval=50"], "trainer.val_check_interval: 50 steps is more than an epoch, which has 3"),
+        (["trainer.accelerator=gpu"], "trainer: "),
+        (["data.on_error=skip", "rendering.max_tokens=8"], "rendering.max_tokens: no reply of the side train fits"),
+    ],
+)
+def test_what_cannot_work_is_told_before_weights_load(
+    train: Train, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    monkeypatch.setattr("esupport.models.backbone.Backbone.load", lambda *a: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=message):
+        train(*overrides)
+
+
+def test_a_scheduler_that_does_not_exist_is_one_line(train: Train) -> None:
+    with pytest.raises(UserError, match=r"objective\.scheduler: "):
+        train("objective.scheduler.name=foo")
+
+
 def test_no_weights_load_before_the_configuration_is_sound(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esupport.models.backbone.Backbone._load", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"trainer\.max_epoch"):
@@ -182,6 +213,7 @@ def test_values_of_a_sweep_are_checked_before_it_starts() -> None:
     check_command_line(
         "train", ["model=tiny,smollm2", "objective.optimizer.lr=1e-4,3e-4", "data.path=none.jsonl,other"], sweep=True
     )
+    check_command_line("train", ["sweep=grid", "model=tiny,smollm2"], sweep=True)
     check_command_line("train", ["sweep=optuna", "objective.optimizer.lr=tag(log, interval(1e-5, 1e-3))"], sweep=True)
 
 
@@ -192,6 +224,11 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").split("\n")
     if "train.py" in line and not line.startswith("#")
 ]
+
+
+def test_commands_are_found() -> None:
+    assert len(COMMANDS) >= 10
+    assert len(LOCAL) >= 4
 
 
 def overrides_of(command: str) -> list[str]:

@@ -37,10 +37,13 @@ def check_types(config_name: str, cfg: DictConfig) -> dict[str, Any]:
 def check_resources(plain: dict[str, Any]) -> None:
     """``UserError`` for a file that is not there, or a gated model without a token."""
     locate(plain["data"]["path"])
+    if plain["replay"]["ratio"]:
+        locate(plain["replay"]["source"]["path"], "replay.source.path")
     model = plain["model"]
-    for key, path in (("model.adapter", model["adapter"]), ("resume", plain["resume"])):
-        if path and path != "auto" and not Path(path).expanduser().exists():
-            raise UserError(f"{key}: no such file or folder: {path}")
+    if model["adapter"] and not (Path(model["adapter"]).expanduser() / "adapter_config.json").is_file():
+        raise UserError(f"model.adapter: no folder with an adapter_config.json: {model['adapter']}")
+    if plain["resume"] not in (None, "auto") and not Path(plain["resume"]).expanduser().is_file():
+        raise UserError(f"resume: no such file: {plain['resume']}")
     if model["path"].startswith(("/", "./", "../", "~")) and not Path(model["path"]).expanduser().exists():
         raise UserError(f"model.path: no such folder: {model['path']}")
     if model["gated"] and not Path(model["path"]).exists() and not _has_token(model["path"]):

@@ -32,7 +32,9 @@ def run(main: Callable[[], Any], config_name: str) -> None:
     own = arguments.config_name in (None, config_name) and not arguments.config_path and not arguments.config_dir
     if own and not (arguments.help or arguments.hydra_help or arguments.shell_completion):
         try:
-            check_command_line(config_name, arguments.overrides, sweep=arguments.multirun)
+            check_command_line(
+                config_name, arguments.overrides, sweep=arguments.multirun or _asks_for_sweep(arguments.overrides)
+            )
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
@@ -65,10 +67,15 @@ def composed(config_name: str, overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             try:
                 return compose(config_name, overrides)
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
                 raise UserError(_explain(config_name, overrides, error)) from None
     finally:
         GlobalHydra.instance().clear()
+
+
+def _asks_for_sweep(overrides: list[str]) -> bool:
+    """Whether a file of the group ``sweep``, or Hydra's own key, turns the run into a sweep."""
+    return any((o.startswith("sweep=") and o != "sweep=null") or o == "hydra.mode=MULTIRUN" for o in overrides)
 
 
 def _values(override: str) -> list[str]:
@@ -100,8 +107,8 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
         if key in groups:
             options = sorted(f.stem for f in (CONF / key).glob("[!_]*.yaml"))
             value = parsed.value()
-            if isinstance(value, str) and value not in options:
-                return f"{key}: no option {value!r}{nearest(value, options)} (there are {', '.join(options)})"
+            if value not in options and not (value is None and key in ("experiment", "sweep")):
+                return f"{key}: no option {value!r}{nearest(str(value), options)} (there are {', '.join(options)})"
         elif not key.startswith("hydra") and not parsed.is_add() and key not in keys:
             top = key.partition(".")[0]
             below = [k for k in keys if k.startswith(top + ".")] if top in keys else keys + groups

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Figure = Literal["val/nll_after", "val/perplexity_after", "val/replay_nll_after", "val/replay_perplexity_after"]
 
 
 class Own(BaseModel):
@@ -58,7 +59,7 @@ class Backbone(Own):
     builder: Partial | None
     gated: bool
     dtype: Literal["float32", "bfloat16", "float16"]
-    attn_implementation: str
+    attn_implementation: Literal["sdpa", "eager"]
     load_in_4bit: bool
     gradient_checkpointing: bool
     instruction_in: Literal["system", "first_user"]
@@ -74,6 +75,12 @@ class Fractions(Own):
     train: Share
     valid: Share
     test: Share
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Fractions:
+        if self.train + self.valid + self.test > 1 + 1e-9:
+            raise ValueError("train, valid and test together are more than 1")
+        return self
 
 
 class Source(Own):
@@ -154,10 +161,10 @@ class Paths(Own):
 class Train(Own):
     """``conf/train.yaml``."""
 
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     name: str | None
     resume: str | None
-    optimized_metric: str
+    optimized_metric: Figure
     rendering: Rendering
     batching: Batching
     replay: Replay

@@ -27,20 +27,26 @@ class Raw(NamedTuple):
     value: Any
 
 
-def locate(path: str) -> Path | None:
+def locate(path: str, key: str = "data.path") -> Path | None:
     """The local file or folder that ``path`` names, or None where it is an id on the hub. ``pkg://`` is inside a package.
 
-    Raises ``UserError`` where it is neither.
+    Raises ``UserError``, which names ``key``, where it is neither.
     """
     if path.startswith(_PACKAGE):
         package, _, rest = path.removeprefix(_PACKAGE).partition("/")
-        return Path(str(files(package) / rest))
+        try:
+            found = Path(str(files(package) / rest))
+        except ModuleNotFoundError:
+            raise UserError(f"{key}: no such package: {package}") from None
+        if not found.exists():
+            raise UserError(f"{key}: no such file or folder in package {package}: {rest}")
+        return found
     local = Path(path).expanduser()
     if local.exists():
         return local
     if _HUB_ID.fullmatch(path) and local.suffix not in (".json", ".jsonl"):
         return None
-    raise UserError(f"data.path: no such file or folder: {path}")
+    raise UserError(f"{key}: no such file or folder: {path}")
 
 
 def read_splits(path: str) -> dict[str, Iterator[Raw]]:

@@ -19,13 +19,18 @@ Parse = Callable[..., Conversation]
 
 @dataclass
 class Splits:
-    """Conversations by side. ``skipped`` holds the faults of records left out, ``duplicates`` counts copies left out."""
+    """Conversations by side.
+
+    ``skipped`` holds the faults of records left out, ``duplicates`` counts copies left out,
+    ``where`` tells file and line by conversation id.
+    """
 
     train: list[Conversation] = field(default_factory=list)
     valid: list[Conversation] = field(default_factory=list)
     test: list[Conversation] = field(default_factory=list)
     skipped: list[DataFault] = field(default_factory=list)
     duplicates: int = 0
+    where: dict[str, str] = field(default_factory=dict)
 
     def side(self, name: str) -> list[Conversation]:
         """The conversations of side ``name``, one of train, valid and test."""
@@ -82,7 +87,9 @@ class Source:
     def _conversations(self, raws: Iterator[Raw], splits: Splits) -> Iterator[Conversation]:
         for raw in raws:
             try:
-                yield self._parse(raw)
+                conversation = self._parse(raw)
+                splits.where[conversation.id] = raw.where
+                yield conversation
             except DataFault as fault:
                 if self.on_error == "stop":
                     raise

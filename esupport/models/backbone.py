@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from esupport.errors import UserError
-from esupport.rendering.mask import check_implementation
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -68,13 +67,10 @@ class Backbone:
     learning_rate: float
     adapter: str | None
 
-    def __post_init__(self) -> None:
-        check_implementation(self.attn_implementation)
-
     @cached_property
     def folder(self) -> str:
         """Where ``from_pretrained`` finds the weights: a local folder or an id on the hub."""
-        return str(self.builder()) if self.builder else self.path
+        return str(self.builder()) if self.builder else str(Path(self.path).expanduser()) if self.path[0] == "~" else self.path
 
     def _revision(self) -> dict[str, str]:
         return {} if self.builder or Path(self.path).exists() else {"revision": self.revision}
@@ -105,7 +101,7 @@ class Backbone:
         if self.gradient_checkpointing:
             base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if self.adapter:
-            policy = PeftModel.from_pretrained(base, self.adapter, is_trainable=True)
+            policy = PeftModel.from_pretrained(base, str(Path(self.adapter).expanduser()), is_trainable=True)
         else:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)

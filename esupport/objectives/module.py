@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from esupport.errors import UserError
-from esupport.objectives.logprobs import target_logprobs
+from esupport.objectives.logprobs import target_logprobs, verify_tree_row
 from esupport.rendering.packing import Batch
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class Objective(pl.LightningModule, ABC):
         warmup: share of the steps over which the rate rises.
         gradient_clip: bound on the gradient's norm; None for no bound.
         seed: of dropout; each step draws from it anew, so that a resumed run drops what the whole run drops.
+
+    Attributes:
+        measured_at: the step at which the held-out side was last measured.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class Objective(pl.LightningModule, ABC):
         self.gradient_clip, self.seed = gradient_clip, seed
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the adapter, not the frozen weights
+        self.measured_at: int | None = None
         self._held_out: dict[str, Tensor] = {}
+        self._verified = False
 
     @abstractmethod
     def loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
@@ -76,9 +81,12 @@ class Objective(pl.LightningModule, ABC):
         if self.make_scheduler is None:
             return optimizer
         steps = self.planned_steps
-        scheduler = self.make_scheduler(
-            optimizer=optimizer, num_warmup_steps=math.ceil(self.warmup * steps), num_training_steps=steps
-        )
+        try:
+            scheduler = self.make_scheduler(
+                optimizer=optimizer, num_warmup_steps=math.ceil(self.warmup * steps), num_training_steps=steps
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"objective.scheduler: {str(error).splitlines()[0]}") from None
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     @property
@@ -121,6 +129,9 @@ class Objective(pl.LightningModule, ABC):
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.policy.parameters() if p.grad is not None], self.gradient_clip or math.inf
         )
+        if not torch.isfinite(norm):
+            names = ", ".join(name for batch in batches for name in batch.names)
+            raise NonFiniteLoss(f"the gradient's norm is {norm.item()} at step {self.global_step} in the batch of {names}")
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         optimizer.zero_grad()
@@ -131,6 +142,12 @@ class Objective(pl.LightningModule, ABC):
         self.log("train/gradient_norm", norm)
         self.log("train/lr", rate)
 
+    def on_validation_start(self) -> None:
+        """Before anything is measured or learnt, see once that the tree row is exact for this model."""
+        if not self._verified:
+            verify_tree_row(self.policy)
+            self._verified = True
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the batch's negative log-likelihood and target count to its loader's sums."""
         logprobs = target_logprobs(self.policy, batch).double()
@@ -140,6 +157,7 @@ class Objective(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all held-out targets, over batches and ranks: ``val/nll`` and ``val/perplexity``."""
+        self.measured_at = self.global_step
         for name in ("", "replay_")[: len(cast("list[Any]", self.trainer.val_dataloaders))]:
             none = torch.zeros(2, device=self.device, dtype=torch.float64)
             nll, count = self._sum_over_ranks(self._held_out.pop(name, none))

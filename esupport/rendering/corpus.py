@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from esupport.data.conversation import Conversation
@@ -18,7 +18,7 @@ class Corpus:
     Attributes:
         name: what they are, as ``train``.
         units: the rows of each conversation, mostly one.
-        turns: turns that are still in the rows.
+        turns: turns of the conversations, less those that were cut at the beginning.
         replies: supporter turns that are scored.
         tokens: tokens of all rows.
         targets: tokens that are scored, the end-of-turn tokens among them.
@@ -73,14 +73,17 @@ class Corpus:
         self.extra_trees += len(rows) - 1
 
 
-def render_all(name: str, conversations: Iterable[Conversation], renderer: Renderer, on_error: str) -> Corpus:
-    """Render ``conversations``; ``on_error`` is ``stop`` or ``skip``."""
+def render_all(
+    name: str, conversations: Iterable[Conversation], renderer: Renderer, on_error: str, where: Mapping[str, str]
+) -> Corpus:
+    """Render ``conversations``; ``on_error`` is ``stop`` or ``skip``, ``where`` tells file and line by id."""
     corpus = Corpus(name)
     for conversation in conversations:
         try:
             corpus.add(conversation, renderer)
-        except DataFault as fault:
+        except DataFault as found:
+            fault = DataFault(where.get(conversation.id, conversation.id), found.field, found.reason)
             if on_error == "stop":
-                raise
+                raise fault from None
             corpus.skipped.append(fault)
     return corpus

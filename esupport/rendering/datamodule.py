@@ -110,7 +110,7 @@ class StepLoader(DataLoader[list[Batch]]):
 
 
 def _nothing_to_learn(row: Row) -> Row:
-    """A row without targets, for a rank that a short last step leaves empty: it must still join the gradient exchange."""
+    """A row without targets, for a rank that a short last step leaves empty: it must still join the exchange."""
     return replace(row, targets=row.targets[:0], parents=row.parents[:0], response=row.response[:0])
 
 
@@ -155,8 +155,9 @@ class RowDataModule(pl.LightningDataModule):
         rank, world_size = self._ranks()
         loaders: list[DataLoader[Batch]] = []
         for name in ("valid", "replay_valid"):
-            rows = [row for unit in self.corpora[name].units for row in unit][rank::world_size]
-            if self.corpora[name].units:
-                batches = pack(rows, self.tokens_per_batch, step_targets=self.corpora[name].targets) if rows else []
+            rows = [row for unit in self.corpora[name].units for row in unit]
+            if rows:
+                share = rows[rank::world_size] or [_nothing_to_learn(rows[0])]
+                batches = pack(share, self.tokens_per_batch, step_targets=self.corpora[name].targets)
                 loaders.append(DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
         return loaders

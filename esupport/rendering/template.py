@@ -83,9 +83,12 @@ class Renderer:
             raise UserError("model: the tokenizer has no chat template; use an instruct model")
         self.tokenizer, self.instruction, self.instruction_in = tokenizer, instruction, instruction_in
         self.template_kwargs, self.max_tokens = dict(template_kwargs), max_tokens
-        added = tokenizer.get_added_vocab()
+        self._control = _control_tokens(tokenizer)
         # the shortest first would match inside the longest: "<s>" in "<s>x"
-        self._control = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)) or r"(?!)")
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._smuggled = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
+        if instruction_in == "system":
+            self._try_system()
         self._lead, self._end, self.end_of_turn = self._probe()
         self.keeps_opening = self._accepts_opening()
 
@@ -100,9 +103,18 @@ class Renderer:
         if lead.strip():
             raise UserError(f"model.template_kwargs: the chat template writes {lead!r} before each reply")
         ids = self._tokenise([end])[0]
-        if not ids or ids[0] not in self.tokenizer.get_added_vocab().values():
+        if not ids or ids[0] not in self._control.values():
             raise UserError(f"model: the chat template ends a reply with {end!r}, which is no special token")
         return lead, end, ids[0]
+
+    def _try_system(self) -> None:
+        try:
+            self.text([{"role": "system", "content": "Hello"}, {"role": "user", "content": "Hello"}])
+        except Exception as error:  # a template refuses in its own words
+            reason = str(error).splitlines()[0] if str(error) else "it raises an error"
+            raise UserError(
+                f"model.instruction_in: the chat template takes no system message ({reason}); use first_user"
+            ) from None
 
     def _accepts_opening(self) -> bool:
         """Whether the template takes a conversation that the assistant opens; those that insist on turns raise."""
@@ -156,13 +168,13 @@ class Renderer:
         contexts = self._tokenise(prompts)
         wholes = self._tokenise([prompt + tail for prompt, tail in zip(prompts, tails, strict=True)])
         responses = []
-        for (turn, reply), context, whole, tail in zip(replies, contexts, wholes, tails, strict=True):
+        for (turn, _), context, whole, tail in zip(replies, contexts, wholes, tails, strict=True):
             if whole[: len(context)] == context:
                 completion = whole[len(context) :]
             else:  # a merge over the boundary: inference sees the context alone, so the reply is tokenised alone
                 completion = self._tokenise([tail])[0]
                 if str(self.tokenizer.decode(completion)).strip() != tail.strip():
-                    raise UserError(f"model: the tokenizer does not give back the reply {reply[:40]!r}")
+                    raise DataFault(conversation.id, f"turns.{turn}.text", "the tokenizer does not give back this text")
             stop = len(completion) - completion[::-1].index(self.end_of_turn)
             responses.append(Response(tuple(context), tuple(completion[:stop]), turn))
         return responses
@@ -189,6 +201,16 @@ class Renderer:
 
     def _refuse_control_tokens(self, conversation: Conversation) -> None:
         for index, turn in enumerate(conversation.turns):
-            found = self._control.search(turn.text)
+            found = self._smuggled.search(turn.text)
             if found:
                 raise DataFault(conversation.id, f"turns.{index}.text", f"contains the control token {found.group()!r}")
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Tokens with a meaning of their own: special ones, and added ones that the chat template writes (``<think>``).
+
+    Other added tokens are text: Gemma's hold runs of newlines and HTML tags.
+    """
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder.items()
+    return {t.content: i for i, t in added if t.special or (t.content.strip() and t.content in template)}

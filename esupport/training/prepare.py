@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from esupport.errors import UserError
 from esupport.models.backbone import Backbone
 from esupport.rendering.corpus import Corpus, render_all
 from esupport.rendering.datamodule import RowDataModule
-from esupport.rendering.template import Renderer
+from esupport.rendering.template import Renderer, Response
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class Prepared:
     corpora: dict[str, Corpus]
     valid: list[Conversation]
     source: Splits
+
+    def contexts(self, count: int) -> list[tuple[Conversation, Response]]:
+        """At most ``count`` held-out replies, evenly spread over the conversations, each in the middle of its own."""
+        unusable = {fault.where for fault in self.corpora["valid"].skipped}
+        usable = [c for c in self.valid if self.source.where.get(c.id, c.id) not in unusable and c.supporter_turns()]
+        rendered = [(c, responses) for c in usable if (responses := self.renderer.render(c).responses)]
+        step = max(1.0, len(rendered) / max(1, count))
+        spread = [rendered[math.floor(i * step)] for i in range(min(count, len(rendered)))]
+        return [(conversation, responses[len(responses) // 2]) for conversation, responses in spread]
 
     def datamodule(self, plain: dict[str, Any]) -> RowDataModule:
         """The loaders of this data under the run's settings."""
@@ -51,13 +61,16 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
     )
     source: Source = instantiate(plain["data"])
     splits = source.read()
-    corpora = {side: render_all(side, splits.side(side), renderer, source.on_error) for side in ("train", "valid")}
     for side in ("train", "valid"):
-        if not corpora[side].units:
-            raise UserError(f"data: no conversation is left on the side {side}: see data.fractions and rendering.max_tokens")
+        if not splits.side(side):
+            raise UserError(f"data.split: there is nothing on the side {side}; data.split=seed draws it, by data.fractions")
+    corpora = {s: render_all(s, splits.side(s), renderer, source.on_error, splits.where) for s in ("train", "valid")}
+    for side, corpus in corpora.items():
+        if not corpus.units:
+            raise UserError(f"rendering.max_tokens: no reply of the side {side} fits, or none could be used")
     replayed = _replay(plain["replay"]) if plain["replay"]["ratio"] else Splits()
-    corpora["replay"] = render_all("replay", replayed.train, renderer, source.on_error)
-    corpora["replay_valid"] = render_all("replay_valid", replayed.valid, renderer, source.on_error)
+    for name, examples in (("replay", replayed.train), ("replay_valid", replayed.valid)):
+        corpora[name] = render_all(name, examples, renderer, source.on_error, replayed.where)
     return Prepared(renderer, corpora, splits.valid, splits)
 
 

@@ -47,7 +47,7 @@ def show_data(console: Console, prepared: Prepared) -> None:
             table.add_row(corpus.name, *(f"{n:,}" for n in (*sizes, *losses)))
     console.print(table)
     for line in _remarks(prepared):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _remarks(prepared: Prepared) -> list[str]:
@@ -86,7 +86,7 @@ def show_results(console: Console, metrics: Mapping[str, Any]) -> None:
     )
     costs.add_row("whole run", f"{metrics['seconds']:.0f} s")
     costs.add_row("peak memory", f"{metrics['peak_memory_gb']:.2f} GB ({metrics['peak_memory_of']})")
-    costs.add_row("adapter", str(metrics["adapter_path"]))
+    costs.add_row("adapter", Text(str(metrics["adapter_path"]), overflow="fold"))
     console.print(costs)
 
 
@@ -102,7 +102,7 @@ def show_samples(console: Console, samples: Sequence[Sample]) -> None:
         for heading in ("base model", "after training"):
             table.add_column(heading, ratio=1)
         table.add_row(Text(sample.base), Text(sample.trained))
-        console.print(Panel(Text(sample.context), title=f"held out: {sample.conversation}", title_align="left"))
+        console.print(Panel(Text(sample.context), title=Text(f"held out: {sample.conversation}"), title_align="left"))
         console.print(table)
     if samples:
         console.print("These replies come from a small model in an experiment. They are not care, nor advice.", style="dim")

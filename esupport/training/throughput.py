@@ -18,7 +18,7 @@ class Throughput(pl.Callback):
     all ranks.
 
     Attributes:
-        tokens: supervised tokens learnt from in this process's run.
+        tokens: supervised tokens learnt from, over all ranks and resumptions.
         seconds: seconds spent in training steps.
     """
 
@@ -38,16 +38,16 @@ class Throughput(pl.Callback):
         self.seconds += time.perf_counter() - self._started
         self.tokens += batch[0].step_targets
         steps_left = cast("Objective", module).planned_steps - trainer.global_step
-        done = max(1, self._steps(trainer))
         module.log("train/tokens_per_s", self.rate, prog_bar=True)
-        module.log("train/minutes_left", steps_left * self.seconds / done / 60, prog_bar=True)
+        module.log("train/minutes_left", steps_left * self.seconds / trainer.global_step / 60, prog_bar=True)
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Remember where a resumed run goes on."""
-        self._first = trainer.global_step
+    def state_dict(self) -> dict[str, float]:
+        """The totals, for the checkpoint: a resumed run reports the whole run."""
+        return {"tokens": self.tokens, "seconds": self.seconds}
 
-    def _steps(self, trainer: pl.Trainer) -> int:
-        return trainer.global_step - self._first
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.tokens, self.seconds = int(state_dict["tokens"]), float(state_dict["seconds"])
 
     @property
     def rate(self) -> float:

@@ -23,6 +23,8 @@ def _turn(index: int, line: str) -> Turn:
     role = speaker.strip().lower()
     if not colon or role not in ("seeker", "supporter"):
         raise ValueError(f"whole_dialog.{index}: begins with neither 'seeker:' nor 'supporter:'")
+    if role == "seeker" and not text.strip():
+        raise ValueError(f"whole_dialog.{index}: the seeker says nothing")
     side: Literal["seeker", "supporter"] = "seeker" if role == "seeker" else "supporter"
     return Turn(role=side, text=text)
 

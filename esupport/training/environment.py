@@ -1,0 +1,120 @@
+"""What surrounds a run: the trainer with its callbacks and loggers, quiet libraries, and what the run cost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+
+from esupport.errors import UserError
+from esupport.training.throughput import Throughput
+
+# the optimizer step is planned by the data; these keys of Lightning's have no say in it
+_PLANNED = {
+    "accumulate_grad_batches": "batching.conversations_per_step and batching.tokens_per_batch",
+    "gradient_clip_val": "objective.gradient_clip",
+    "gradient_clip_algorithm": "objective.gradient_clip",
+}
+
+
+def make(node: Any, key: str, **given: Any) -> Any:
+    """Instantiate a node; what it refuses is a ``UserError`` that names its key."""
+    try:
+        return instantiate(node, **given)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        cause = error.__cause__ or error
+        raise UserError(f"{key}: {str(cause).splitlines()[0] if str(cause) else type(cause).__name__}") from error
+
+
+def quiet() -> None:
+    """Silence what tells the user nothing: progress of loading, notes on choices that were made on purpose."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*no pre-optimization state was saved.*",  # the state after the step is the one to go on from
+        ".*is_gradient_checkpointing.*",  # PEFT asks for it under its old name
+    ):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")  # calls what torch deprecates
+
+
+def make_trainer(plain: dict[str, Any], steps_per_epoch: int) -> pl.Trainer:
+    """The trainer with callbacks and loggers. Raises ``UserError`` for settings that cannot work here."""
+    node = plain["trainer"]
+    _refuse(node, steps_per_epoch)
+    callbacks = [make(callback, f"callbacks.{name}") for name, callback in plain["callbacks"].items() if callback]
+    loggers = [make(logger, f"logger.{name}") for name, logger in plain["logger"].items() if logger and not _disabled(logger)]
+    trainer: pl.Trainer = make(node, "trainer", callbacks=callbacks, logger=loggers)
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError("trainer.devices: a sweep runs on one device a job; use trainer.devices=1")
+    for logger in trainer.loggers:
+        logger.log_hyperparams(plain)
+    return trainer
+
+
+def _disabled(logger: dict[str, Any]) -> bool:
+    return os.environ.get("WANDB_MODE") == "disabled" and logger["_target_"].endswith("WandbLogger")
+
+
+def _refuse(node: dict[str, Any], steps_per_epoch: int) -> None:
+    for key, instead in _PLANNED.items():
+        if node.get(key) not in (None, 1):
+            raise UserError(f"trainer.{key}: the optimizer step is planned by the data; use {instead}")
+    if str(node.get("precision")) not in ("None", "32", "32-true", "bf16-mixed"):
+        raise UserError(
+            f"trainer.precision: {node['precision']} would round the adapter's weights or scale its loss; use 32-true or "
+            "bf16-mixed (model.dtype=bfloat16 halves the frozen weights)"
+        )
+    interval = node["val_check_interval"]
+    if isinstance(interval, int) and interval > steps_per_epoch and node.get("check_val_every_n_epoch", 1):
+        raise UserError(f"trainer.val_check_interval: {interval} steps is more than an epoch, which has {steps_per_epoch}")
+
+
+class Costs:
+    """Time, tokens and peak memory of one run, also where several runs share a process."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of this run, not of an earlier one
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def figures(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """What the run took so far."""
+        clock = next((c for c in trainer.callbacks if isinstance(c, Throughput)), Throughput())  # type: ignore[attr-defined]
+        gpu = trainer.strategy.root_device.type == "cuda"
+        # Linux counts kilobytes, macOS bytes
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {
+            "train/steps": trainer.global_step,
+            "train/supervised_tokens": clock.tokens,
+            "train/supervised_tokens_per_s": clock.rate,
+            "train/seconds": clock.seconds,
+            "seconds": time.perf_counter() - self._started,
+            "peak_memory_gb": (torch.cuda.max_memory_allocated() if gpu else resident) / 1e9,
+            "peak_memory_of": "GPU" if gpu else "process",
+        }

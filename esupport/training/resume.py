@@ -1,0 +1,44 @@
+"""What a run's directory holds already: a checkpoint to go on from, or the figures of a run that has ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from esupport.errors import UserError
+
+# keys that do not decide what is learnt
+_FREE = ("name", "resume", "optimized_metric", "paths", "logger", "samples", "callbacks")
+
+
+def earlier_run(plain: dict[str, Any], folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+    """The checkpoint to go on from and, where the run had ended, its figures.
+
+    Args:
+        plain: the resolved configuration.
+        folder: the run's directory.
+
+    Raises:
+        UserError: the directory holds a run of other settings, whose checkpoint or figures would pass for this run's.
+    """
+    if plain["resume"] != "auto":
+        return (str(Path(plain["resume"]).expanduser()) if plain["resume"] else None), None
+    last, written, figures = folder / "checkpoints" / "last.ckpt", folder / "config.yaml", folder / "metrics.json"
+    if not written.exists() or not (last.exists() or figures.exists()):
+        return None, None
+    then = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
+    changed = _first_difference(then, plain)
+    if changed:
+        raise UserError(f"name: {folder} holds a run with another {changed}; choose another name, or resume=null to start anew")
+    return (str(last) if last.exists() else None), (json.loads(figures.read_text()) if figures.exists() else None)
+
+
+def _first_difference(then: Any, now: Any, key: str = "") -> str | None:
+    if isinstance(then, dict) and isinstance(now, dict):
+        names = [name for name in {**then, **now} if key or name not in _FREE]
+        found = (_first_difference(then.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        return next((difference for difference in found if difference), None)
+    return None if then == now else key
