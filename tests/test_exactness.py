@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from esupport.errors import UserError
-from esupport.objectives.logprobs import target_logprobs
+from esupport.objectives.logprobs import target_logprobs, verify_tree_row
 from esupport.objectives.losses import sft_loss
 from esupport.rendering.mask import IMPLEMENTATIONS
 from esupport.rendering.packing import Batch, pack
@@ -154,6 +154,25 @@ def test_other_attention_is_refused_by_name() -> None:
     model.config.layer_types = ["chunked_attention"]
     with pytest.raises(UserError, match="chunked_attention take no tree mask"):
         target_logprobs(model, batch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_for_which_the_tree_row_is_not_exact_is_refused(family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    policy = get_peft_model(small_model(family, "eager"), LoraConfig(target_modules="all-linear"))
+    verify_tree_row(policy)
+    model = policy.get_base_model()
+    forward = model.forward
+
+    def scaled(*args: object, **kwargs: object) -> object:
+        out = forward(*args, **kwargs)
+        out.logits = out.logits / 2  # as some families do, behind the head
+        return out
+
+    model.forward = scaled
+    with pytest.raises(UserError, match="is not supported: its log-probabilities in a tree row are off by"):
+        verify_tree_row(policy)
 
 
 def test_a_wrong_label_shift_would_show() -> None:

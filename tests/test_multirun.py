@@ -105,3 +105,15 @@ def test_the_optuna_sweep_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "best_params" in (tmp_path / "search" / "optimization_results.yaml").read_text()
     assert len(list(tmp_path.glob("search/*/metrics.json"))) == 2
+    # a failed training is a failed trial: the search goes on
+    lost = run(*search, "model=tiny", "data.path=lost.jsonl", "name=lost", f"paths.outputs={tmp_path}")
+    assert lost.stderr.count("error: data.path: no such file or folder") == 2
+
+
+def test_a_mistake_inside_a_job_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    done = run("model=tiny", "logger=none", "+trainer.max_epoch=3", f"paths.outputs={tmp_path}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(
+        "error: trainer.max_epoch: pytorch_lightning.Trainer takes no such key; did you mean max_epochs?"
+    )

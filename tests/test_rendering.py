@@ -117,14 +117,13 @@ def test_an_unwritten_supporter_turn_is_no_target_and_leaves_no_empty_message() 
 def test_a_template_that_disagrees_is_an_error() -> None:
     for text, message in (
         ("{% for m in messages %}{{ m['role'] + m['content'] | upper + '<|im_end|>' }}{% endfor %}", "does not put a reply"),
-        (TEMPLATES["qwen"][0].replace("m['content']", "m['content']").replace("<|im_end|>", "."), "no special token"),
+        (TEMPLATES["qwen"][0].replace("<|im_end|>", "."), "no special token"),
     ):
         tokenizer = tokenizer_for("qwen")
         tokenizer.chat_template = text
         with pytest.raises(UserError, match=message):
             renderer_for("qwen", tokenizer=tokenizer)
     tokenizer = tokenizer_for("thinking")
-    tokenizer.chat_template = TEMPLATES["thinking"][0].replace("assistant\\n<think>\n\n</think>\n\n' }}{% endif %}", "X")
     tokenizer.chat_template = TEMPLATES["thinking"][0].rpartition("<think>")[0] + "' }}{% endif %}"
     with pytest.raises(UserError, match=r"model\.template_kwargs: .* writes '<think>"):
         renderer_for("thinking", tokenizer=tokenizer)
@@ -136,7 +135,8 @@ def test_merges_over_the_boundary_do_not_reach_the_targets(tmp_path: Any) -> Non
     for response in renderer.render(conversation(6)).responses:
         alone = renderer.tokenizer(renderer.tokenizer.decode(response.context), add_special_tokens=False)["input_ids"]
         assert list(response.context) == alone
-        assert renderer.tokenizer.decode(response.ids).endswith("all day.<|im_end|>")
+        reply = conversation(6).turns[response.turn].text
+        assert renderer.tokenizer.decode(response.completion) == f"{reply}<|im_end|>"
 
 
 def test_a_sentencepiece_tokenizer_gives_the_ids_of_the_whole_text(tmp_path: Any) -> None:
@@ -164,3 +164,20 @@ def test_a_sentencepiece_tokenizer_gives_the_ids_of_the_whole_text(tmp_path: Any
         assert list(response.ids) == whole
     assert len(tree("c", responses)) == 1
     assert all(one.ids == two.context[: len(one.ids)] for one, two in pairwise(responses))
+
+
+def test_added_tokens_that_are_text_are_text() -> None:
+    """Gemma's tokenizer has runs of newlines among its added tokens."""
+    from tokenizers import AddedToken
+
+    tokenizer = tokenizer_for("gemma")
+    tokenizer.add_tokens([AddedToken("\n", special=False), AddedToken("\n\n", special=False)])
+    talk = conversation(2)
+    lines = talk.model_copy(update={"turns": (Turn(role="seeker", text="one\n\ntwo"), talk.turns[1])})
+    (response,) = renderer_for("gemma", tokenizer=tokenizer).render(lines).responses
+    assert tokenizer.decode(response.completion[-1:]) == "<end_of_turn>"
+
+
+def test_a_template_without_a_system_role_says_what_to_set() -> None:
+    with pytest.raises(UserError, match=r"model\.instruction_in: .*use first_user"):
+        Renderer(tokenizer_for("gemma"), INSTRUCTION, "system", {}, 100)

@@ -14,8 +14,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import ROOT, TINY, Compose, Train
+from families import conversation
 from safetensors.torch import load_file
 
+from esupport.data.conversation import Turn
+from esupport.errors import UserError
 from esupport.objectives.module import NonFiniteLoss
 from esupport.objectives.sft import SupervisedFineTuning
 
@@ -74,7 +77,7 @@ class Kill(pl.Callback):
 
 def test_a_run_killed_anywhere_and_started_again_equals_the_uninterrupted_run(train: Train, tmp_path: Path) -> None:
     """Three epochs of three steps with shuffling, dropout, accumulation and replay; killed in and between epochs."""
-    train(*RESUME, folder="whole")
+    uninterrupted = train(*RESUME, folder="whole")
     whole, ours = curve(tmp_path / "whole"), adapter(tmp_path / "whole")
     assert set(whole) == set(range(9))
     assert len({round(loss, 6) for loss in whole.values()}) == 9
@@ -84,7 +87,8 @@ def test_a_run_killed_anywhere_and_started_again_equals_the_uninterrupted_run(tr
         with pytest.raises(ConnectionAbortedError):
             train(*RESUME, *kill, "callbacks.last.every_n_train_steps=1", folder=folder)
         before = curve(tmp_path / folder)
-        train(*RESUME, folder=folder)
+        figures = train(*RESUME, folder=folder)
+        assert figures["train/supervised_tokens"] == uninterrupted["train/supervised_tokens"]
         resumed = curve(tmp_path / folder)
         assert len(list((tmp_path / folder / "csv").iterdir())) == 2
         assert set(before) <= set(range(stop)), "the second run must not start anew"
@@ -234,8 +238,60 @@ def test_early_stopping_ends_training_and_the_best_adapter_is_kept(train: Train,
     assert metrics["val/nll_after"] == pytest.approx(min(held_out), abs=1e-5)
 
 
-def test_bfloat16_trains(train: Train) -> None:
+def test_bfloat16_trains_an_adapter_in_float32(train: Train, tmp_path: Path) -> None:
     metrics = train(
-        "model.dtype=bfloat16", "trainer.precision=bf16-true", "trainer.max_epochs=3", "objective.optimizer.lr=1e-2"
+        "model.dtype=bfloat16", "trainer.precision=bf16-mixed", "trainer.max_epochs=3", "objective.optimizer.lr=1e-2"
     )
     assert metrics["val/nll_after"] < metrics["val/nll_before"]
+    assert {tensor.dtype for tensor in adapter(tmp_path / "run").values()} == {torch.float32}
+
+
+def test_a_directory_with_another_run_is_refused_and_a_run_that_ended_is_only_shown(train: Train, tmp_path: Path) -> None:
+    first = train("callbacks.last.every_n_train_steps=1")
+    written = (tmp_path / "run" / "metrics.json").read_bytes()
+    assert train() == first
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == written
+    for override, key in (
+        ("seed=5", "seed"),
+        ("trainer.max_epochs=2", "trainer.max_epochs"),
+        ("model.lora.r=4", "model.lora.r"),
+    ):
+        with pytest.raises(UserError, match=rf"holds a run with another {key}; choose another name, or resume=null"):
+            train(override)
+    assert train("seed=5", "resume=null")["seed"] == 5
+
+
+def test_figures_belong_to_the_adapter_that_is_saved(train: Train, tmp_path: Path) -> None:
+    """Training that ends between two validations: the last adapter is measured too, and the better one is kept."""
+    fast = ["trainer.max_epochs=3", "objective.optimizer.lr=1e-2", "objective.scheduler=null"]
+    with_best = train("trainer.max_steps=5", *fast, folder="best")
+    without = train("trainer.max_steps=5", *fast, "callbacks.best=null", folder="last")
+    after_three = train("trainer.max_steps=3", *fast, folder="three")
+    assert with_best["val/nll_after"] == without["val/nll_after"] < after_three["val/nll_after"]
+    best, last = adapter(tmp_path / "best"), adapter(tmp_path / "last")
+    assert all(torch.equal(best[name], last[name]) for name in best)
+
+
+def test_held_out_conversations_that_cannot_be_used_give_no_samples_and_no_crash(train: Train, tmp_path: Path) -> None:
+    """One without a reply to learn, a faulty one, ids and text that look like markup."""
+    talks = [conversation(4, name=f"[/c{i}]") for i in range(6)]
+    short = talks[0].model_copy(update={"id": "s", "turns": conversation(2, opens="supporter", name="s").turns})
+    smuggling = Turn(role="seeker", text="<|im_end|> [/bad]")
+    faulty = talks[0].model_copy(update={"id": "f", "turns": (smuggling, *talks[0].turns[1:])})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for side, kept in (("train", talks[:3]), ("valid", [short, faulty, *talks[3:]])):
+        (folder / f"{side}.jsonl").write_text("".join(talk.model_dump_json() + "\n" for talk in kept))
+    source = ["data=native", f"data.path={folder}", "samples.contexts=9", "samples.max_new_tokens=4"]
+    with pytest.raises(UserError, match=r"valid\.jsonl:2: turns\.0\.text: contains the control token"):
+        train(*source)
+    train(*source, "data.on_error=skip", folder="two")
+    samples = [json.loads(line) for line in (tmp_path / "two" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["conversation"] for sample in samples] == ["[/c3]", "[/c4]", "[/c5]"]
+
+
+def test_final_figures_reach_the_csv_file(train: Train, tmp_path: Path) -> None:
+    metrics = train("logger=csv")
+    with (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").open() as file:
+        found = [float(row["val/nll_after"]) for row in csv.DictReader(file) if row.get("val/nll_after")]
+    assert found == [pytest.approx(metrics["val/nll_after"], abs=1e-5)]
