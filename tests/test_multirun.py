@@ -99,9 +99,8 @@ def test_a_single_run_is_offline_without_a_key_and_belongs_to_no_group(tmp_path:
 
 def test_the_optuna_sweep_runs(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    done = run(
-        "sweep=optuna", "model=tiny", "logger=none", "hydra.sweeper.n_trials=2", "name=search", f"paths.outputs={tmp_path}"
-    )
+    search = ["sweep=optuna", "hydra.sweeper.n_trials=2", "logger=none"]
+    done = run(*search, "model=tiny", "name=search", f"paths.outputs={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "best_params" in (tmp_path / "search" / "optimization_results.yaml").read_text()
     assert len(list(tmp_path.glob("search/*/metrics.json"))) == 2
