@@ -17,3 +17,8 @@ class DataFault(UserError):
     def __init__(self, where: str, field: str, reason: str) -> None:
         super().__init__(f"{where}: {field}: {reason}" if field else f"{where}: {reason}")
         self.where, self.field, self.reason = where, field, reason
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says of a mistake, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,7 +9,7 @@ from hydra.utils import get_object
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from esupport.config.check import nearest
-from esupport.errors import UserError
+from esupport.errors import UserError, first_line
 
 _HYDRA = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -35,7 +35,7 @@ def _bind_one(node: dict[str, Any], key: str) -> None:
     try:
         target = get_object(node["_target_"])
     except Exception as error:  # an import can fail in any way; all of them mean that the node cannot be made
-        reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"{key}._target_: cannot import {node['_target_']}: {reason}") from None
     parameters = _parameters(target)
     given = {name: value for name, value in node.items() if name not in _HYDRA}

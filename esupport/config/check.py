@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from esupport.config.schema import Train
 from esupport.data.files import locate
-from esupport.errors import UserError
+from esupport.errors import UserError, first_line
 
 SCHEMAS: dict[str, type[BaseModel]] = {"train": Train}
 
@@ -25,7 +25,7 @@ def check_types(config_name: str, cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         key = error.full_key or "config"
         missing = "Missing mandatory value" in str(error)
-        reason = f"needs a value: {key}=..." if missing else str(error).splitlines()[0]
+        reason = f"needs a value: {key}=..." if missing else first_line(error)
         raise UserError(f"{key}: {reason}") from None
     try:
         SCHEMAS[config_name].model_validate(plain)

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esupport.errors import DataFault, UserError
+from esupport.errors import DataFault, UserError, first_line
 
 SPLITS = ("train", "valid", "test")
 _ALIASES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
@@ -113,7 +113,7 @@ def _hub_splits(name: str) -> dict[str, Iterator[Raw]]:
     try:
         loaded = load_dataset(name)
     except Exception as error:  # the hub client raises many kinds; all mean that the data cannot be had
-        raise UserError(f"data.path: cannot load {name} from the hub: {str(error).splitlines()[0]}") from error
+        raise UserError(f"data.path: cannot load {name} from the hub: {first_line(error)}") from error
 
     def rows(split: str) -> Iterator[Raw]:
         for index, row in enumerate(loaded[split]):

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from esupport.errors import UserError
+from esupport.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -156,5 +156,4 @@ class Backbone:
         try:
             return from_pretrained(self.folder, trust_remote_code=False, **self._revision(), **settings)
         except (OSError, ImportError, ValueError) as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(f"model.path: cannot load {self.path}: {reason}") from error
+            raise UserError(f"model.path: cannot load {self.path}: {first_line(error)}") from error

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from esupport.errors import UserError
+from esupport.errors import UserError, first_line
 from esupport.objectives.logprobs import target_logprobs, verify_tree_row
 from esupport.rendering.packing import Batch
 
@@ -86,7 +86,7 @@ class Objective(pl.LightningModule, ABC):
                 optimizer=optimizer, num_warmup_steps=math.ceil(self.warmup * steps), num_training_steps=steps
             )
         except (TypeError, ValueError) as error:
-            raise UserError(f"objective.scheduler: {str(error).splitlines()[0]}") from None
+            raise UserError(f"objective.scheduler: {first_line(error)}") from None
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     @property

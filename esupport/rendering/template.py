@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from esupport.data.conversation import Conversation
-from esupport.errors import DataFault, UserError
+from esupport.errors import DataFault, UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,9 +111,8 @@ class Renderer:
         try:
             self.text([{"role": "system", "content": "Hello"}, {"role": "user", "content": "Hello"}])
         except Exception as error:  # a template refuses in its own words
-            reason = str(error).splitlines()[0] if str(error) else "it raises an error"
             raise UserError(
-                f"model.instruction_in: the chat template takes no system message ({reason}); use first_user"
+                f"model.instruction_in: the chat template takes no system message ({first_line(error)}); use first_user"
             ) from None
 
     def _accepts_opening(self) -> bool:

@@ -19,7 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 
-from esupport.errors import UserError
+from esupport.errors import UserError, first_line
 from esupport.training.throughput import Throughput
 
 # the optimizer step is planned by the data; these keys of Lightning's have no say in it
@@ -37,8 +37,7 @@ def make(node: Any, key: str, **given: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        cause = error.__cause__ or error
-        raise UserError(f"{key}: {str(cause).splitlines()[0] if str(cause) else type(cause).__name__}") from error
+        raise UserError(f"{key}: {first_line(error.__cause__ or error)}") from error
 
 
 def quiet() -> None:
