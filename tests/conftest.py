@@ -1,4 +1,4 @@
-"""Shared fixtures: a configuration with a run directory, the tiny model, and small models of five families."""
+"""Shared fixtures: a configuration with a run directory, and training of the tiny model."""
 
 from __future__ import annotations
 

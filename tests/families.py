@@ -1,4 +1,4 @@
-"""Small random models of five families, and chat templates of the forms that people meet."""
+"""Small random models of six families, and chat templates of the forms that people meet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded default: converted once, rendered as the published template does, and it learns."""
+"""The embedded default: its end-of-turn token is learnt, and it learns."""
 
 from __future__ import annotations
 

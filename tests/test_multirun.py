@@ -109,7 +109,7 @@ def test_the_optuna_sweep_runs(tmp_path: Path) -> None:
     assert lost.stderr.count("error: data.path: no such file or folder") == 2
 
 
-def test_a_mistake_inside_a_job_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+def test_a_mistake_inside_a_job_is_a_clear_line_and_no_traceback(tmp_path: Path) -> None:
     done = run("model=tiny", "logger=none", "+trainer.max_epoch=3", f"paths.outputs={tmp_path}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

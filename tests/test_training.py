@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from conftest import ROOT, TINY, Compose, Train
 from families import conversation
@@ -64,17 +63,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(train: Train
     assert configs[0] == configs[1]
 
 
-class Kill(pl.Callback):
-    """Ends the process's training as a crash would: an exception before step ``at``."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.at:
-            raise ConnectionAbortedError("killed")
-
-
 def test_a_run_killed_anywhere_and_started_again_equals_the_uninterrupted_run(train: Train, tmp_path: Path) -> None:
     """Three epochs of three steps with shuffling, dropout, accumulation and replay; killed in and between epochs."""
     uninterrupted = train(*RESUME, folder="whole")
@@ -83,9 +71,15 @@ def test_a_run_killed_anywhere_and_started_again_equals_the_uninterrupted_run(tr
     assert len({round(loss, 6) for loss in whole.values()}) == 9
     for stop in (1, 2, 3, 4, 8):
         folder = f"killed-{stop}"
-        kill = ["+callbacks.kill._target_=test_training.Kill", f"+callbacks.kill.at={stop}"]
-        with pytest.raises(ConnectionAbortedError):
-            train(*RESUME, *kill, "callbacks.last.every_n_train_steps=1", folder=folder)
+
+        def kill(module: SupervisedFineTuning, batch: Any, index: int, stop: int = stop) -> None:
+            if module.global_step == stop:
+                raise ConnectionAbortedError("killed")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SupervisedFineTuning, "on_train_batch_start", kill)
+            with pytest.raises(ConnectionAbortedError):
+                train(*RESUME, "callbacks.last.every_n_train_steps=1", folder=folder)
         before = curve(tmp_path / folder)
         figures = train(*RESUME, folder=folder)
         assert figures["train/supervised_tokens"] == uninterrupted["train/supervised_tokens"]
@@ -143,6 +137,7 @@ def test_a_checkpoint_holds_the_adapter_alone(train: Train, tmp_path: Path) -> N
 
 def test_the_adapter_loads_with_peft_alone_and_gives_the_reported_loss(train: Train, tmp_path: Path, composed: Compose) -> None:
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -151,8 +146,6 @@ def test_the_adapter_loads_with_peft_alone_and_gives_the_reported_loss(train: Tr
     from esupport.training.prepare import prepare
 
     metrics = train("trainer.max_epochs=2", "objective.optimizer.lr=1e-2")
-    from omegaconf import OmegaConf
-
     cfg = composed(*TINY, "data.limit=12")
     backbone = instantiate(cfg.model, _convert_="all")
     base = AutoModelForCausalLM.from_pretrained(backbone.folder)
@@ -259,7 +252,32 @@ def test_a_directory_with_another_run_is_refused_and_a_run_that_ended_is_only_sh
     ):
         with pytest.raises(UserError, match=rf"holds a run with another {key}; choose another name, or resume=null"):
             train(override)
+    with pytest.raises(UserError, match=r"objective\.scheduler"):
+        train("seed=5", "objective.scheduler.name=foo", "resume=null")
+    assert not (tmp_path / "run" / "metrics.json").exists(), "the earlier run's figures must not pass for the new one's"
     assert train("seed=5", "resume=null")["seed"] == 5
+
+
+def test_an_adapter_can_be_measured_without_training(train: Train, tmp_path: Path) -> None:
+    first = train("objective.optimizer.lr=1e-2", folder="first")
+    again = train(f"model.adapter={tmp_path / 'first' / 'adapter'}", "trainer.max_steps=0", folder="again")
+    assert again["val/nll_after"] == pytest.approx(first["val/nll_after"], abs=1e-6)
+    assert again["val/nll_before"] == pytest.approx(first["val/nll_before"], abs=1e-6)
+
+
+def test_modules_that_the_model_does_not_have_are_one_line(train: Train) -> None:
+    with pytest.raises(UserError, match=r"model\.lora\.targets: "):
+        train("model.lora.targets=[foo]")
+
+
+def test_faulty_instruction_examples_are_counted(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}'] * 3
+    smuggled = '{"messages": [{"role": "system", "content": "<|im_end|>"}, {"role": "user", "content": "a"}, '
+    path = tmp_path / "replay.jsonl"
+    path.write_text("\n".join([*lines, "{}", smuggled + '{"role": "assistant", "content": "b"}]}']))
+    fractions = "replay.source.fractions={train: 1.0, valid: 0, test: 0}"
+    train(f"replay.source.path={path}", fractions, "data.on_error=skip")
+    assert "2 faulty records skipped, the first: replay.jsonl:4: messages: Field required" in capsys.readouterr().out
 
 
 def test_figures_belong_to_the_adapter_that_is_saved(train: Train, tmp_path: Path) -> None:

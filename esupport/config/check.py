@@ -30,7 +30,7 @@ def check_types(config_name: str, cfg: DictConfig) -> dict[str, Any]:
     try:
         SCHEMAS[config_name].model_validate(plain)
     except ValidationError as error:
-        raise UserError(_one_line(error, plain, OmegaConf.to_container(cfg))) from None
+        raise UserError(_one_line(SCHEMAS[config_name], error, plain, OmegaConf.to_container(cfg))) from None
     return plain
 
 
@@ -44,9 +44,11 @@ def check_resources(plain: dict[str, Any]) -> None:
         raise UserError(f"model.adapter: no folder with an adapter_config.json: {model['adapter']}")
     if plain["resume"] not in (None, "auto") and not Path(plain["resume"]).expanduser().is_file():
         raise UserError(f"resume: no such file: {plain['resume']}")
-    if model["path"].startswith(("/", "./", "../", "~")) and not Path(model["path"]).expanduser().exists():
+    if model["path"] is None or Path(model["path"]).expanduser().is_dir():
+        return
+    if model["path"].startswith(("/", "./", "../", "~")):
         raise UserError(f"model.path: no such folder: {model['path']}")
-    if model["gated"] and not Path(model["path"]).exists() and not _has_token(model["path"]):
+    if model["gated"] and not _has_token(model["path"]):
         raise UserError(
             f"model.path: {model['path']} is gated and there is no token: accept its licence on the hub and set HF_TOKEN "
             "(or huggingface-cli login), or give a local copy with model.path=FOLDER"
@@ -68,7 +70,7 @@ def _has_token(path: str) -> bool:
     return bool(get_token()) or isinstance(try_to_load_from_cache(path, "config.json"), str)
 
 
-def _one_line(error: ValidationError, plain: Any, written: Any) -> str:
+def _one_line(schema: type[BaseModel], error: ValidationError, plain: Any, written: Any) -> str:
     """The first fault with its full key; a value that is only copied from another key (an interpolation) comes last."""
 
     def rank(fault: Any) -> tuple[bool, bool, int]:
@@ -83,7 +85,7 @@ def _one_line(error: ValidationError, plain: Any, written: Any) -> str:
         where.append(str(first["loc"][-1]))
     key = ".".join(where)
     if first["type"] == "extra_forbidden":
-        model = _model_at(SCHEMAS["train"], where[:-1])
+        model = _model_at(schema, where[:-1])
         names = [field.alias or name for name, field in model.model_fields.items()] if model else []
         return f"{key}: unknown key{nearest(where[-1], names)}"
     given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -85,7 +85,14 @@ def _values(override: str) -> list[str]:
         return [override]
     if not parsed.is_discrete_sweep():
         return [override.partition("=")[0] + "=" + str(parsed.value().start)]  # type: ignore[union-attr]
-    return [f"{override.partition('=')[0]}={value}" for value in parsed.sweep_string_iterator()]
+    key = override.partition("=")[0]
+    if parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return [f"{key}={name}" for name in parsed.value().filter(_options(key))] or [override]  # type: ignore[union-attr]
+    return [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def _parse(override: str) -> Override | None:
@@ -105,7 +112,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
             return f"cannot read {override!r}; write key=value, and quote values that hold special characters"
         key = parsed.key_or_group
         if key in groups:
-            options = sorted(f.stem for f in (CONF / key).glob("[!_]*.yaml"))
+            options = _options(key)
             value = parsed.value()
             if value not in options and not (value is None and key in ("experiment", "sweep")):
                 return f"{key}: no option {value!r}{nearest(str(value), options)} (there are {', '.join(options)})"

@@ -54,7 +54,8 @@ class Backbone(Own):
     """:class:`esupport.models.backbone.Backbone`."""
 
     target: str = Field(alias="_target_")
-    path: str
+    name: str
+    path: str | None
     revision: str
     builder: Partial | None
     gated: bool
@@ -67,6 +68,14 @@ class Backbone(Own):
     learning_rate: PositiveFloat
     adapter: str | None
     lora: Lora
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Backbone:
+        if self.path is not None and self.builder is not None:
+            raise ValueError(f"{self.name} is built on this machine; for another model use model=hub model.path={self.path}")
+        if self.path is None and self.builder is None:
+            raise ValueError("needs a path: model.path=...")
+        return self
 
 
 class Fractions(Own):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from esupport.errors import UserError, first_line
 
@@ -38,10 +38,10 @@ class Backbone:
     """A causal language model with a chat template.
 
     Args:
-        path: id on the hub or local folder; without a ``builder`` the weights come from there.
+        name: of the base model in the saved adapter.
+        path: id on the hub or local folder; None where there is a ``builder``.
         revision: branch, tag or commit on the hub.
-        builder: makes the model on this machine and returns its folder (:mod:`esupport.models.built`); ``path`` then
-            only names the model in the saved adapter.
+        builder: makes the model on this machine and returns its folder (:mod:`esupport.models.built`).
         gated: whether the hub asks for a token.
         dtype: of the frozen weights; the adapter is float32.
         attn_implementation: ``sdpa`` or ``eager``.
@@ -53,7 +53,8 @@ class Backbone:
         adapter: a PEFT folder to go on from in place of a new adapter.
     """
 
-    path: str
+    name: str
+    path: str | None
     revision: str
     builder: Callable[[], Path] | None
     gated: bool
@@ -70,10 +71,13 @@ class Backbone:
     @cached_property
     def folder(self) -> str:
         """Where ``from_pretrained`` finds the weights: a local folder or an id on the hub."""
-        return str(self.builder()) if self.builder else str(Path(self.path).expanduser()) if self.path[0] == "~" else self.path
+        if self.builder:
+            return str(self.builder())
+        path = str(self.path)
+        return str(Path(path).expanduser()) if path.startswith("~") else path
 
     def _revision(self) -> dict[str, str]:
-        return {} if self.builder or Path(self.path).exists() else {"revision": self.revision}
+        return {} if Path(self.folder).exists() else {"revision": self.revision}
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer with its chat template. Raises ``UserError`` where it cannot be had."""
@@ -85,7 +89,7 @@ class Backbone:
     def load(self, seed: int) -> PeftModel:
         """The frozen backbone with its adapter on top, in train mode. ``seed`` draws a new adapter's weights."""
         import torch
-        from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+        from peft import prepare_model_for_kbit_training
         from transformers import AutoModelForCausalLM
 
         base: PreTrainedModel = self._load(
@@ -100,15 +104,23 @@ class Backbone:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
         if self.gradient_checkpointing:
             base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        if self.adapter:
-            policy = PeftModel.from_pretrained(base, str(Path(self.adapter).expanduser()), is_trainable=True)
-        else:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                policy = get_peft_model(base, self._lora_config())
+        try:
+            policy = self._adapt(base, seed)
+        except ValueError as error:  # PEFT's word for modules or shapes that the model does not have
+            raise UserError(f"model.{'adapter' if self.adapter else 'lora.targets'}: {first_line(error)}") from error
         # from_pretrained leaves the base in eval mode, in which gradient checkpointing is silently off
         policy.train()
         return policy
+
+    def _adapt(self, base: PreTrainedModel, seed: int) -> PeftModel:
+        import torch
+        from peft import PeftModel, get_peft_model
+
+        if self.adapter:
+            return PeftModel.from_pretrained(base, str(Path(self.adapter).expanduser()), is_trainable=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return cast("PeftModel", get_peft_model(base, self._lora_config()))
 
     def save(self, policy: PeftModel, folder: Path) -> None:
         """Write the adapter as a PEFT folder that ``peft`` loads alone, with its base model's name and no local path."""
@@ -117,7 +129,7 @@ class Backbone:
         policy.save_pretrained(str(folder))
         written = folder / "adapter_config.json"
         config = json.loads(written.read_text())
-        config["base_model_name_or_path"] = self.path
+        config["base_model_name_or_path"] = self.name
         if isinstance(config.get("target_modules"), list):
             config["target_modules"].sort()  # PEFT writes a set in hash order: sorted, equal runs give equal bytes
         written.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -156,4 +168,4 @@ class Backbone:
         try:
             return from_pretrained(self.folder, trust_remote_code=False, **self._revision(), **settings)
         except (OSError, ImportError, ValueError) as error:
-            raise UserError(f"model.path: cannot load {self.path}: {first_line(error)}") from error
+            raise UserError(f"model.path: cannot load {self.name}: {first_line(error)}") from error

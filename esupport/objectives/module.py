@@ -44,7 +44,7 @@ class Objective(pl.LightningModule, ABC):
         seed: of dropout; each step draws from it anew, so that a resumed run drops what the whole run drops.
 
     Attributes:
-        measured_at: the step at which the held-out side was last measured.
+        measured_at: the step at which the adapter was last measured on the held-out side.
     """
 
     def __init__(
@@ -105,11 +105,6 @@ class Objective(pl.LightningModule, ABC):
             bounds.append(trainer.max_epochs * epoch)
         return min(bounds, default=epoch)
 
-    def on_fit_start(self) -> None:
-        """Refuse a model that learns nothing."""
-        if not any(p.requires_grad for p in self.policy.parameters()):
-            raise UserError("model.lora.targets: no parameter of the model is trained")
-
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
         """One optimizer step over ``batches``."""
         optimizer = cast("Optimizer", self.optimizers())
@@ -150,8 +145,8 @@ class Objective(pl.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the batch's negative log-likelihood and target count to its loader's sums."""
-        logprobs = target_logprobs(self.policy, batch).double()
-        sums = torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), device=self.device).double()])
+        logprobs = target_logprobs(self.policy, batch).cpu().double()  # not every accelerator has float64
+        sums = torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), dtype=torch.float64)])
         name = ("", "replay_")[dataloader_idx]
         self._held_out[name] = self._held_out.get(name, torch.zeros_like(sums)) + sums
 
@@ -159,7 +154,7 @@ class Objective(pl.LightningModule, ABC):
         """Log the mean over all held-out targets, over batches and ranks: ``val/nll`` and ``val/perplexity``."""
         self.measured_at = self.global_step
         for name in ("", "replay_")[: len(cast("list[Any]", self.trainer.val_dataloaders))]:
-            none = torch.zeros(2, device=self.device, dtype=torch.float64)
+            none = torch.zeros(2, dtype=torch.float64)
             nll, count = self._sum_over_ranks(self._held_out.pop(name, none))
             self.log(f"val/{name}nll", nll / count, prog_bar=not name)
             self.log(f"val/{name}perplexity", torch.exp(nll / count))
@@ -175,7 +170,9 @@ class Objective(pl.LightningModule, ABC):
         return block() if block and self.trainer.world_size > 1 else nullcontext()
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        return cast("Tensor", self.trainer.strategy.reduce(value, reduce_op="sum"))
+        if self.trainer.world_size == 1:
+            return value
+        return cast("Tensor", self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
 
 
 def _mix(*numbers: int) -> int:

@@ -18,6 +18,7 @@ class Corpus:
     Attributes:
         name: what they are, as ``train``.
         units: the rows of each conversation, mostly one.
+        kept: these conversations.
         turns: turns of the conversations, less those that were cut at the beginning.
         replies: supporter turns that are scored.
         tokens: tokens of all rows.
@@ -34,6 +35,7 @@ class Corpus:
 
     name: str
     units: list[list[Row]] = field(default_factory=list)
+    kept: list[Conversation] = field(default_factory=list)
     turns: int = 0
     replies: int = 0
     tokens: int = 0
@@ -63,6 +65,7 @@ class Corpus:
         rows = tree(conversation.id, rendered.responses)
         opened = conversation.turns[rendered.cut_turns].role == "supporter" and not renderer.keeps_opening
         self.units.append(rows)
+        self.kept.append(conversation)
         self.openings += opened
         self.turns += len(conversation.turns) - rendered.cut_turns - opened
         self.replies += len(rendered.responses)

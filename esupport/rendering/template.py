@@ -87,6 +87,8 @@ class Renderer:
         # the shortest first would match inside the longest: "<s>" in "<s>x"
         longest_first = sorted(self._control, key=len, reverse=True)
         self._smuggled = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
+        if self._smuggled.search(instruction):
+            raise UserError("rendering.instruction: contains a control token of the model")
         if instruction_in == "system":
             self._try_system()
         self._lead, self._end, self.end_of_turn = self._probe()
@@ -199,10 +201,11 @@ class Renderer:
         return [0, *(i for i in range(1, before) if conversation.turns[i].role == "seeker")]
 
     def _refuse_control_tokens(self, conversation: Conversation) -> None:
-        for index, turn in enumerate(conversation.turns):
-            found = self._smuggled.search(turn.text)
+        texts = {f"turns.{index}.text": turn.text for index, turn in enumerate(conversation.turns)}
+        for name, text in {**texts, "instruction": conversation.instruction or ""}.items():
+            found = self._smuggled.search(text)
             if found:
-                raise DataFault(conversation.id, f"turns.{index}.text", f"contains the control token {found.group()!r}")
+                raise DataFault(conversation.id, name, f"contains the control token {found.group()!r}")
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -66,7 +66,7 @@ def make_trainer(plain: dict[str, Any], steps_per_epoch: int) -> pl.Trainer:
     _refuse(node, steps_per_epoch)
     callbacks = [make(callback, f"callbacks.{name}") for name, callback in plain["callbacks"].items() if callback]
     loggers = [make(logger, f"logger.{name}") for name, logger in plain["logger"].items() if logger and not _disabled(logger)]
-    trainer: pl.Trainer = make(node, "trainer", callbacks=callbacks, logger=loggers)
+    trainer: pl.Trainer = make(node, "trainer", callbacks=[Throughput(), *callbacks], logger=loggers)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError("trainer.devices: a sweep runs on one device a job; use trainer.devices=1")
     for logger in trainer.loggers:
@@ -104,7 +104,7 @@ class Costs:
 
     def figures(self, trainer: pl.Trainer) -> dict[str, Any]:
         """What the run took so far."""
-        clock = next((c for c in trainer.callbacks if isinstance(c, Throughput)), Throughput())  # type: ignore[attr-defined]
+        clock = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         gpu = trainer.strategy.root_device.type == "cuda"
         # Linux counts kilobytes, macOS bytes
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

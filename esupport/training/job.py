@@ -26,7 +26,7 @@ from esupport.rendering.datamodule import RowDataModule
 from esupport.training.environment import Costs, make, make_trainer, quiet
 from esupport.training.prepare import Prepared, prepare
 from esupport.training.report import Sample, show_data, show_results, show_samples
-from esupport.training.resume import earlier_run
+from esupport.training.resume import clear, earlier_run
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,6 +93,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return ended
     folder.mkdir(parents=True, exist_ok=True)
     if first:
+        clear(folder, checkpoints=checkpoint is None)
         OmegaConf.save(cfg, folder / "config.yaml")
     pl.seed_everything(plain["seed"], verbose=False)
 
@@ -107,6 +108,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     console.print("Measuring the base model on the held-out side ...")
     with policy.disable_adapter():
         before = _measure(trainer, module, data)
+    module.measured_at = None  # the adapter has not been measured
     console.print(f"Training {sum(p.numel() for p in policy.parameters() if p.requires_grad):,} weights of the adapter ...")
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     after = _settle(trainer, module, data)
@@ -115,17 +117,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         **{f"{name}_after": value for name, value in after.items()},
         **costs.figures(trainer),
         "seed": plain["seed"],
-        "model": backbone.path,
+        "model": backbone.name,
         "adapter_path": str(folder / "adapter"),
     }
     if trainer.is_global_zero:
         backbone.save(policy, folder / "adapter")
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")  # its presence says that training has ended
         policy.to(trainer.strategy.root_device)  # Lightning leaves the model on the CPU
         samples = _samples(plain, prepared, policy)
         lines = (json.dumps(sample.record(), ensure_ascii=False) for sample in samples)
         (folder / "samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        # last, because its presence says that the run has ended
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         show_results(console, metrics)
         show_samples(console, samples)
         _log(trainer, metrics, samples)

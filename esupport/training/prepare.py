@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 
 from esupport.data.conversation import Conversation
 from esupport.data.source import Source, Splits
-from esupport.errors import UserError
+from esupport.errors import DataFault, UserError
 from esupport.models.backbone import Backbone
 from esupport.rendering.corpus import Corpus, render_all
 from esupport.rendering.datamodule import RowDataModule
@@ -24,23 +24,22 @@ class Prepared:
     Attributes:
         renderer: renders contexts as the rows were rendered.
         corpora: train, valid, replay and replay_valid as rows.
-        valid: the held-out conversations, for sample contexts.
-        source: how reading went: faults skipped, copies left out.
+        faults: of records that were skipped.
+        duplicates: copies of conversations that were left out.
     """
 
     renderer: Renderer
     corpora: dict[str, Corpus]
-    valid: list[Conversation]
-    source: Splits
+    faults: list[DataFault]
+    duplicates: int
 
     def contexts(self, count: int) -> list[tuple[Conversation, Response]]:
         """At most ``count`` held-out replies, evenly spread over the conversations, each in the middle of its own."""
-        unusable = {fault.where for fault in self.corpora["valid"].skipped}
-        usable = [c for c in self.valid if self.source.where.get(c.id, c.id) not in unusable and c.supporter_turns()]
-        rendered = [(c, responses) for c in usable if (responses := self.renderer.render(c).responses)]
-        step = max(1.0, len(rendered) / max(1, count))
-        spread = [rendered[math.floor(i * step)] for i in range(min(count, len(rendered)))]
-        return [(conversation, responses[len(responses) // 2]) for conversation, responses in spread]
+        kept = self.corpora["valid"].kept
+        step = max(1.0, len(kept) / max(1, count))
+        spread = [kept[math.floor(i * step)] for i in range(min(count, len(kept)))]
+        rendered = [(conversation, self.renderer.render(conversation).responses) for conversation in spread]
+        return [(conversation, responses[len(responses) // 2]) for conversation, responses in rendered]
 
     def datamodule(self, plain: dict[str, Any]) -> RowDataModule:
         """The loaders of this data under the run's settings."""
@@ -70,14 +69,20 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
             raise UserError(f"rendering.max_tokens: no reply of the side {side} fits, or none could be used")
     replayed = _replay(plain["replay"]) if plain["replay"]["ratio"] else Splits()
     for name, examples in (("replay", replayed.train), ("replay_valid", replayed.valid)):
-        corpora[name] = render_all(name, examples, renderer, source.on_error, replayed.where)
-    return Prepared(renderer, corpora, splits.valid, splits)
+        corpora[name] = render_all(name, examples, renderer, plain["replay"]["source"]["on_error"], replayed.where)
+    faults = [*splits.skipped, *replayed.skipped, *(fault for corpus in corpora.values() for fault in corpus.skipped)]
+    return Prepared(renderer, corpora, faults, splits.duplicates)
 
 
 def _replay(settings: dict[str, Any]) -> Splits:
     """Instruction examples; without a system message of their own they have none, not the task instruction."""
     source: Source = instantiate(settings["source"])
-    splits = source.read()
+    try:
+        splits = source.read()
+    except DataFault:
+        raise
+    except UserError as error:
+        raise UserError(str(error).replace("data.", "replay.source.", 1)) from None
     for side in ("train", "valid", "test"):
         examples = splits.side(side)
         examples[:] = [e if e.instruction is not None else e.model_copy(update={"instruction": ""}) for e in examples]

@@ -60,11 +60,10 @@ def _remarks(prepared: Prepared) -> list[str]:
         )
     if train.openings:
         lines.append(f"{train.openings} opening supporter turns left out: the chat template begins with the seeker.")
-    if prepared.source.duplicates:
-        lines.append(f"{prepared.source.duplicates} copies of conversations left out.")
-    faults = [*prepared.source.skipped, *(f for corpus in prepared.corpora.values() for f in corpus.skipped)]
-    if faults:
-        lines.append(f"{len(faults)} faulty records skipped, the first: {faults[0]}")
+    if prepared.duplicates:
+        lines.append(f"{prepared.duplicates} copies of conversations left out.")
+    if prepared.faults:
+        lines.append(f"{len(prepared.faults)} faulty records skipped, the first: {prepared.faults[0]}")
     return lines
 
 

@@ -11,7 +11,10 @@ from omegaconf import OmegaConf
 from esupport.errors import UserError
 
 # keys that do not decide what is learnt
-_FREE = ("name", "resume", "optimized_metric", "paths", "logger", "samples", "callbacks")
+_FREE = {
+    *("name", "resume", "optimized_metric", "paths", "logger", "samples", "model.builder.cache"),
+    *("callbacks.last", "callbacks.progress_bar"),
+}
 
 
 def earlier_run(plain: dict[str, Any], folder: Path) -> tuple[str | None, dict[str, Any] | None]:
@@ -36,9 +39,18 @@ def earlier_run(plain: dict[str, Any], folder: Path) -> tuple[str | None, dict[s
     return (str(last) if last.exists() else None), (json.loads(figures.read_text()) if figures.exists() else None)
 
 
+def clear(folder: Path, checkpoints: bool) -> None:
+    """Remove what an earlier run left in ``folder`` and could pass for this run's."""
+    names = ["metrics.json", "samples.jsonl"]
+    if checkpoints:
+        names += ["checkpoints/last.ckpt", "checkpoints/best.ckpt"]
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
 def _first_difference(then: Any, now: Any, key: str = "") -> str | None:
     if isinstance(then, dict) and isinstance(now, dict):
-        names = [name for name in {**then, **now} if key or name not in _FREE]
-        found = (_first_difference(then.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        names = {name: f"{key}.{name}".lstrip(".") for name in {**then, **now}}
+        found = (_first_difference(then.get(n), now.get(n), full) for n, full in names.items() if full not in _FREE)
         return next((difference for difference in found if difference), None)
     return None if then == now else key

@@ -12,7 +12,7 @@ from esupport.rendering.packing import Batch
 
 
 class Throughput(pl.Callback):
-    """Logs ``train/tokens_per_s`` and ``train/minutes_left``, and keeps the totals.
+    """Logs ``train/supervised_tokens_per_s`` and ``train/minutes_left``, and keeps the totals.
 
     Time is the time inside training steps: validation and checkpoints do not count. Tokens are supervised ones, over
     all ranks.
@@ -38,7 +38,7 @@ class Throughput(pl.Callback):
         self.seconds += time.perf_counter() - self._started
         self.tokens += batch[0].step_targets
         steps_left = cast("Objective", module).planned_steps - trainer.global_step
-        module.log("train/tokens_per_s", self.rate, prog_bar=True)
+        module.log("train/supervised_tokens_per_s", self.rate, prog_bar=True)
         module.log("train/minutes_left", steps_left * self.seconds / trainer.global_step / 60, prog_bar=True)
 
     def state_dict(self) -> dict[str, float]:
