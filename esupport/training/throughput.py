@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 from esupport.objectives.module import Objective
 from esupport.rendering.packing import Batch
 
+Metrics = dict[str, int | str | float | dict[str, float]]
+
 
 class Throughput(pl.Callback):
     """Logs ``train/supervised_tokens_per_s`` and ``train/minutes_left``, and keeps the totals.
@@ -53,3 +55,19 @@ class Throughput(pl.Callback):
     def rate(self) -> float:
         """Supervised tokens per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class ProgressBar(pl.callbacks.TQDMProgressBar):
+    """The bar with loss, supervised tokens per second and the time left of the whole run, short enough for 80 columns."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Metrics:
+        """What stands behind the bar."""
+        logged = trainer.progress_bar_metrics
+        shown: Metrics = {}
+        if "train/loss" in logged:
+            shown["loss"] = f"{logged['train/loss']:.2f}"
+        if "train/minutes_left" in logged:
+            seconds = round(60 * float(logged["train/minutes_left"]))
+            shown["left"] = f"{seconds // 60}:{seconds % 60:02d}"
+            shown["tok/s"] = f"{logged['train/supervised_tokens_per_s']:.0f}"
+        return shown
