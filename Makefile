@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   fine-tune the embedded model on the shipped conversations (6 minutes on 2 cores)"
+	@echo "make demo   fine-tune the embedded model on the shipped conversations (5 minutes on 2 cores)"
 	@echo "make test   run the tests        make check   lint, types and tests"
 
 demo: install
