@@ -133,11 +133,11 @@ def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path) ->
     assert [raw.value["emotion_type"] for raw in raws] == ["fear", "fear"]
     assert all(lines[int(raw.where.split(":")[1]) - 1].strip() == "{" for raw in raws)
     with pytest.raises(DataFault, match=rf"a\.json:{raws[1].where.split(':')[1]}: dialog: Input should be a valid list"):
-        source(array).read()
+        source(array).read("data")
     named = tmp_path / "p.json"
     named.write_text(json.dumps({**PESC, '1"8': PESC["17"]}, indent=2))
     assert [raw.key for raw in read_file(named)] == ["17", '1"8']
-    assert source(named, pesc.parse).read().train[0].source == "pesc"
+    assert source(named, pesc.parse).read("data").train[0].source == "pesc"
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path) ->
 def test_a_fault_names_file_line_and_field_and_can_be_skipped(tmp_path: Path, record: Any, message: str) -> None:
     path = write(tmp_path / "f.jsonl", HUB, record)
     with pytest.raises(DataFault, match=message):
-        source(path).read()
-    splits = source(path, on_error="skip").read()
+        source(path).read("data")
+    splits = source(path, on_error="skip").read("data")
     assert len(splits.train) == 1
     assert len(splits.skipped) == 1
 
@@ -166,12 +166,12 @@ def test_what_is_not_json_or_not_text_names_the_place(tmp_path: Path) -> None:
     path = write(tmp_path / "f.jsonl", HUB)
     path.write_text(path.read_text() + '{"dialog": [\n')
     with pytest.raises(DataFault, match=r"f\.jsonl:2: not JSON: .* column"):
-        source(path).read()
+        source(path).read("data")
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(DataFault, match=r"b\.jsonl: not UTF-8 at byte 0"):
-        source(tmp_path / "b.jsonl").read()
+        source(tmp_path / "b.jsonl").read("data")
     with pytest.raises(UserError, match=r"data\.path: no such file"):
-        source(tmp_path / "none.jsonl").read()
+        source(tmp_path / "none.jsonl").read("data")
 
 
 def talk(name: str, group: str | None = None) -> Conversation:
@@ -195,19 +195,19 @@ def test_drawn_splits_depend_on_seed_and_content_not_on_order_and_keep_groups_an
 def test_a_copy_is_held_out_and_a_group_on_two_published_sides_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", *(t.model_dump() for t in (talk("a"), talk("b"), talk("c"))))
     write(tmp_path / "test.jsonl", talk("b").model_copy(update={"id": "other"}).model_dump())
-    splits = source(tmp_path, native.parse).read()
+    splits = source(tmp_path, native.parse).read("data")
     assert [t.id for t in splits.train] == ["a", "c"]
     assert [t.id for t in splits.test] == ["other"]
     assert splits.duplicates == 1
     write(tmp_path / "train.jsonl", talk("a", "g").model_dump())
     write(tmp_path / "valid.jsonl", talk("d", "g").model_dump())
     with pytest.raises(UserError, match="group g is on two sides"):
-        source(tmp_path, native.parse).read()
+        source(tmp_path, native.parse).read("data")
 
 
 @pytest.mark.skipif(not ESCONV.exists(), reason="the ESConv file lies beside the project, not in it")
 def test_the_real_esconv_file_reads() -> None:
-    splits = source(ESCONV).read()
+    splits = source(ESCONV).read("data")
     assert [len(splits.side(side)) for side in SPLITS] == [104, 13, 13]
     talks = [t for side in SPLITS for t in splits.side(side)]
     assert sum(len(t.supporter_turns()) for t in talks) == 1439
@@ -215,7 +215,7 @@ def test_the_real_esconv_file_reads() -> None:
 
 
 def test_the_shipped_conversations_keep_their_promises() -> None:
-    splits = source("pkg://esupport.data/shipped", native.parse).read()
+    splits = source("pkg://esupport.data/shipped", native.parse).read("data")
     talks = {side: splits.side(side) for side in SPLITS}
     every = [t for side in SPLITS for t in talks[side]]
     assert len(every) >= 72
@@ -240,7 +240,7 @@ def test_the_shipped_conversations_keep_their_promises() -> None:
 
 
 def test_the_shipped_instruction_examples_keep_their_promises() -> None:
-    splits = source("pkg://esupport.data/shipped/replay", chat.parse).read()
+    splits = source("pkg://esupport.data/shipped/replay", chat.parse).read("data")
     assert sum(len(splits.side(side)) for side in SPLITS) >= 80
     kinds = Counter(t.id.rpartition("-")[0] for side in SPLITS for t in splits.side(side))
     assert set(kinds) == {"general", "profile", "emotion", "situation", "rewrite"}

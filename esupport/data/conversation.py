@@ -70,17 +70,13 @@ class Conversation(Record):
                 raise ValueError(f"turns {index} and {index + 1} are both the {one.role}'s")
         return turns
 
-    def content_hash(self) -> str:
-        """Hash of what was said: equal for two copies of a conversation, whatever their ids and annotations."""
-        return content_hash(self.turns)
-
     def supporter_turns(self) -> list[int]:
         """Indices of the supporter turns that have a text and follow a seeker turn: what can be learnt from."""
         return [i for i, turn in enumerate(self.turns) if i > 0 and turn.role == "supporter" and turn.text]
 
 
 def content_hash(turns: Iterable[Turn]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of roles and texts."""
+    """First 16 hexadecimal digits of the SHA-256 of roles and texts: equal for copies, whatever their ids and annotations."""
     said = json.dumps([(turn.role, turn.text) for turn in turns], ensure_ascii=False)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from esupport.data.conversation import Conversation
+from esupport.data.conversation import Conversation, content_hash
 from esupport.data.files import SPLITS, Raw, read_splits
 from esupport.errors import DataFault, UserError
 
@@ -59,11 +59,14 @@ class Source:
     on_error: Literal["stop", "skip"]
     limit: int | None
 
-    def read(self) -> Splits:
-        """All conversations, divided. Raises ``DataFault`` at the first fault unless faults are skipped."""
-        published = read_splits(self.path)
+    def read(self, key: str) -> Splits:
+        """All conversations, divided; ``key`` names the source in messages.
+
+        Raises ``DataFault`` at the first fault unless faults are skipped.
+        """
+        published = read_splits(self.path, key)
         if self.split == "published" and "all" in published:
-            raise UserError(f"data.split: {self.path} has no published split; use data.split=seed")
+            raise UserError(f"{key}.split: {self.path} has no published split; use {key}.split=seed")
         splits = Splits()
         found = {name: list(self._conversations(raws, splits)) for name, raws in published.items()}
         if self.split == "seed" or "all" in found:
@@ -73,15 +76,15 @@ class Source:
         for side in reversed(SPLITS):
             kept = splits.side(side)
             for conversation in found.get(side, []):
-                content = conversation.content_hash()
+                content = content_hash(conversation.turns)
                 if content in seen:
                     splits.duplicates += 1
                 elif self.limit is None or len(kept) < self.limit:
                     seen.add(content)
                     kept.append(conversation)
-        _refuse_straddling_groups(splits)
+        _refuse_straddling_groups(splits, key)
         if not splits.train and not splits.valid and not splits.test:
-            raise UserError(f"data.path: no conversation could be read from {self.path}")
+            raise UserError(f"{key}.path: no conversation could be read from {self.path}")
         return splits
 
     def _conversations(self, raws: Iterator[Raw], splits: Splits) -> Iterator[Conversation]:
@@ -116,7 +119,7 @@ def draw(conversations: list[Conversation], fractions: Mapping[str, float], seed
     """
     units: dict[str, list[Conversation]] = {}
     for conversation in conversations:
-        units.setdefault(conversation.group or conversation.content_hash(), []).append(conversation)
+        units.setdefault(conversation.group or content_hash(conversation.turns), []).append(conversation)
 
     def rank(unit: str) -> bytes:
         return hashlib.sha256(f"{seed}/{unit}".encode()).digest()
@@ -134,9 +137,9 @@ def draw(conversations: list[Conversation], fractions: Mapping[str, float], seed
     return drawn
 
 
-def _refuse_straddling_groups(splits: Splits) -> None:
+def _refuse_straddling_groups(splits: Splits, key: str) -> None:
     sides: dict[str, str] = {}
     for side in SPLITS:
         for conversation in splits.side(side):
             if conversation.group and sides.setdefault(conversation.group, side) != side:
-                raise UserError(f"data: group {conversation.group} is on two sides: {sides[conversation.group]} and {side}")
+                raise UserError(f"{key}: group {conversation.group} is on two sides: {sides[conversation.group]} and {side}")

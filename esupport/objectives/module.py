@@ -10,11 +10,12 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor
 
 from esupport.errors import UserError, first_line
@@ -112,7 +113,7 @@ class Objective(pl.LightningModule, ABC):
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            with nullcontext() if last else self._no_exchange():
+            with self._exchange(last):
                 loss = self.loss(target_logprobs(self.policy, batch), batch)
                 if not torch.isfinite(loss):
                     raise NonFiniteLoss(
@@ -164,10 +165,12 @@ class Objective(pl.LightningModule, ABC):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
-    def _no_exchange(self) -> Any:
+    def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged between ranks once a step, with its last batch."""
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return block() if block and self.trainer.world_size > 1 else nullcontext()
+        strategy = self.trainer.strategy
+        if last or not isinstance(strategy, ParallelStrategy):
+            return nullcontext()
+        return cast("AbstractContextManager[None]", strategy.block_backward_sync())
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

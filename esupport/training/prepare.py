@@ -59,7 +59,7 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
         **plain["rendering"],
     )
     source: Source = instantiate(plain["data"])
-    splits = source.read()
+    splits = source.read("data")
     for side in ("train", "valid"):
         if not splits.side(side):
             raise UserError(f"data.split: there is nothing on the side {side}; data.split=seed draws it, by data.fractions")
@@ -77,12 +77,7 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
 def _replay(settings: dict[str, Any]) -> Splits:
     """Instruction examples; without a system message of their own they have none, not the task instruction."""
     source: Source = instantiate(settings["source"])
-    try:
-        splits = source.read()
-    except DataFault:
-        raise
-    except UserError as error:
-        raise UserError(str(error).replace("data.", "replay.source.", 1)) from None
+    splits = source.read("replay.source")
     for side in ("train", "valid", "test"):
         examples = splits.side(side)
         examples[:] = [e if e.instruction is not None else e.model_copy(update={"instruction": ""}) for e in examples]
