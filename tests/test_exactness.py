@@ -32,7 +32,7 @@ def one_by_one(model: PreTrainedModel, response: Response) -> torch.Tensor:
 
 def by_response(model: PreTrainedModel, batch: Batch) -> dict[tuple[str, int], torch.Tensor]:
     logprobs = target_logprobs(model, batch)
-    keys = [(batch.names[o], int(r)) for o, r in zip(batch.owner, batch.response, strict=True)]
+    keys = [(batch.names[r], int(r) - batch.names.index(batch.names[r])) for r in batch.response]
     return {key: logprobs[[i for i, k in enumerate(keys) if k == key]] for key in dict.fromkeys(keys)}
 
 
@@ -59,7 +59,7 @@ def test_log_probabilities_equal_one_forward_per_response(family: str, implement
     rows = branched(responses)
     assert max(len(r.ids) for r in responses[0]) > 3 * 24, "contexts must outgrow the sliding window"
     with torch.no_grad():
-        for batch in pack(rows, tokens_per_batch=4000, step_targets=1):
+        for batch in pack(rows, tokens_per_batch=4000):
             for (name, index), got in by_response(model, batch).items():
                 row = next(i for i, r in enumerate(rows) if r.name == name)
                 own = responses[row]
@@ -77,7 +77,7 @@ def test_branches_of_a_template_that_rewrites_its_end_are_exact_too() -> None:
     rows = tree("talk", responses)
     assert sum(row.branches for row in rows) == len(responses) - 1
     with torch.no_grad():
-        got = by_response(model, pack(rows, 4000, 1)[0])
+        got = by_response(model, pack(rows, 4000)[0])
         for index, response in enumerate(responses):
             torch.testing.assert_close(got["talk", index], one_by_one(model, response), atol=8e-5, rtol=0)
 
@@ -100,7 +100,7 @@ def test_the_loss_on_ten_conversations_is_the_mean_of_transformers_on_the_same_l
         targets = sum(len(row.targets) for row in rows)
         assert targets == count
         for budget in (1, 700, 100_000):  # one row a batch, several batches, one batch
-            loss = sum(float(sft_loss(target_logprobs(model, batch), targets)) for batch in pack(rows, budget, targets))
+            loss = sum(float(sft_loss(target_logprobs(model, batch), targets)) for batch in pack(rows, budget))
             assert loss == pytest.approx(total / count, abs=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_packing_and_accumulation_do_not_change_the_gradients() -> None:
 
     def gradients(budget: int) -> tuple[int, torch.Tensor]:
         model = small_model("mistral")
-        batches = pack(rows, budget, targets)
+        batches = pack(rows, budget)
         for batch in batches:
             sft_loss(target_logprobs(model, batch), targets).backward()
         return len(batches), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -125,17 +125,17 @@ def test_packing_and_accumulation_do_not_change_the_gradients() -> None:
 def test_every_target_of_every_row_is_packed_once() -> None:
     rows = [row for number, rs in enumerate(responses_of("qwen", 9)) for row in tree(str(number), rs)]
     for budget in (1, 300, 900, 100_000):
-        batches = pack(rows, budget, 1)
-        packed = sorted((batch.names[o], int(t)) for batch in batches for o, t in zip(batch.owner, batch.targets, strict=True))
+        batches = pack(rows, budget)
+        packed = sorted((batch.names[r], int(t)) for batch in batches for r, t in zip(batch.response, batch.targets, strict=True))
         assert packed == sorted((row.name, int(row.ids[t])) for row in rows for t in row.targets)
         longest = max(map(len, rows)) + 8
         assert all(batch.ids.numel() <= max(budget, longest) for batch in batches)
-    assert sum(batch.ids.numel() for batch in pack(rows, 100_000, 1)) < len(rows) * max(map(len, rows))
+    assert sum(batch.ids.numel() for batch in pack(rows, 100_000)) < len(rows) * max(map(len, rows))
 
 
 def test_the_head_runs_on_target_positions_only() -> None:
     model = small_model("llama")
-    batch = pack(tree("talk", responses_of("qwen", 1)[0]), 4000, 1)[0]
+    batch = pack(tree("talk", responses_of("qwen", 1)[0]), 4000)[0]
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
     target_logprobs(model, batch)
@@ -145,7 +145,7 @@ def test_the_head_runs_on_target_positions_only() -> None:
 
 def test_other_attention_is_refused_by_name() -> None:
     model = small_model("llama")
-    batch = pack(tree("talk", responses_of("qwen", 1)[0]), 4000, 1)[0]
+    batch = pack(tree("talk", responses_of("qwen", 1)[0]), 4000)[0]
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match=r"model\.attn_implementation: flash_attention_2"):
         target_logprobs(model, batch)

@@ -153,7 +153,7 @@ def test_the_adapter_loads_with_peft_alone_and_gives_the_reported_loss(train: Tr
     corpus = prepare(OmegaConf.to_container(cfg, resolve=True), backbone).corpora["valid"]  # type: ignore[arg-type]
     rows = [row for unit in corpus.units for row in unit]
     with torch.no_grad():
-        nll = -sum(float(target_logprobs(loaded, b).sum()) for b in pack(rows, 4000, 1)) / corpus.targets
+        nll = -sum(float(target_logprobs(loaded, b).sum()) for b in pack(rows, 4000)) / corpus.targets
     assert nll == pytest.approx(metrics["val/nll_after"], abs=1e-5)
     config = json.loads((Path(metrics["adapter_path"]) / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from esupport.config.schema import Train
+from esupport.config.schema import Evolve, Train
 from esupport.data.files import locate
 from esupport.errors import UserError, first_line
 
-SCHEMAS: dict[str, type[BaseModel]] = {"train": Train}
+SCHEMAS: dict[str, type[BaseModel]] = {"train": Train, "evolve": Evolve}
 
 
 def check_types(config_name: str, cfg: DictConfig) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def check_resources(plain: dict[str, Any]) -> None:
     model = plain["model"]
     if model["adapter"] and not (Path(model["adapter"]).expanduser() / "adapter_config.json").is_file():
         raise UserError(f"model.adapter: no folder with an adapter_config.json: {model['adapter']}")
-    if plain["resume"] not in (None, "auto") and not Path(plain["resume"]).expanduser().is_file():
+    if plain.get("resume") not in (None, "auto") and not Path(plain["resume"]).expanduser().is_file():
         raise UserError(f"resume: no such file: {plain['resume']}")
     if model["path"] is None or Path(model["path"]).expanduser().is_dir():
         return

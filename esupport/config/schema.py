@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Figure = Literal["val/nll_after", "val/perplexity_after", "val/replay_nll_after", "val/replay_perplexity_after"]
+SystemFigure = Literal["nll", "perplexity", "reply_tokens", "distinct_2", "repetition", "unfinished", "kl_start", "kl_sft"]
+NucleusShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class Own(BaseModel):
@@ -33,9 +35,9 @@ class Partial(Node):
 
 
 class Optimizer(Partial):
-    """An optimizer; the code adds the parameters."""
+    """An optimizer; the code adds the parameters. In ``evolve.py``, the rate may be a list with a value a round."""
 
-    lr: PositiveFloat
+    lr: PositiveFloat | list[PositiveFloat]
 
 
 class Lora(Own):
@@ -66,6 +68,7 @@ class Backbone(Own):
     instruction_in: Literal["system", "first_user"]
     template_kwargs: dict[str, Any]
     learning_rate: PositiveFloat
+    preference_learning_rate: PositiveFloat
     adapter: str | None
     lora: Lora
 
@@ -106,7 +109,7 @@ class Source(Own):
 
 
 class Objective(Own):
-    """:class:`esupport.objectives.module.Objective`."""
+    """:class:`esupport.objectives.sft.SupervisedFineTuning`."""
 
     target: str = Field(alias="_target_")
     partial: Literal[True] = Field(alias="_partial_")
@@ -115,6 +118,21 @@ class Objective(Own):
     warmup: Share
     gradient_clip: PositiveFloat | None
     seed: NonNegativeInt
+
+
+class Loss(Partial):
+    """One of :mod:`esupport.objectives.losses`; beta may be a list with a value a round."""
+
+    beta: PositiveFloat | list[PositiveFloat]
+    flipped: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+
+
+class Preference(Objective):
+    """:class:`esupport.objectives.dpo.PreferenceOptimization`."""
+
+    loss: Loss
+    nll_weight: NonNegativeFloat
+    chosen_fall: PositiveFloat | None
 
 
 class Trainer(Node):
@@ -151,29 +169,34 @@ class Replay(Own):
     source: Source
 
 
-class Samples(Own):
-    """Replies shown at the end."""
+class Sampling(Own):
+    """:class:`esupport.generators.protocol.Sampling`."""
 
-    contexts: NonNegativeInt
     max_new_tokens: PositiveInt
     temperature: NonNegativeFloat
-    top_p: Annotated[float, Field(gt=0, le=1)]
+    top_p: NucleusShare
+    one_line: bool
+
+
+class Samples(Sampling):
+    """Replies to held-out contexts."""
+
+    contexts: NonNegativeInt
 
 
 class Paths(Own):
     """Where things are kept."""
 
     outputs: str
+    store: str
     cache: str
 
 
-class Train(Own):
-    """``conf/train.yaml``."""
+class Common(Own):
+    """What both commands take."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     name: str | None
-    resume: str | None
-    optimized_metric: Figure
     rendering: Rendering
     batching: Batching
     replay: Replay
@@ -181,7 +204,122 @@ class Train(Own):
     paths: Paths
     model: Backbone
     data: Source
-    objective: Objective
     trainer: Trainer
     callbacks: dict[str, Node | None]
     logger: dict[str, Node | None]
+
+
+class Train(Common):
+    """``conf/train.yaml``."""
+
+    resume: str | None
+    optimized_metric: Figure
+    objective: Preference | Objective
+
+
+class Axis(Own):
+    """:class:`esupport.reflection.method.Axis`."""
+
+    target: str = Field(alias="_target_")
+    question: str
+    begun: str
+    pattern: str
+    from_turn: NonNegativeInt
+
+
+class StepSampling(Sampling):
+    """A node of :class:`esupport.generators.protocol.Sampling`."""
+
+    target: str = Field(alias="_target_")
+
+
+class Step(Own):
+    """:class:`esupport.reflection.method.Step`."""
+
+    target: str = Field(alias="_target_")
+    by: Literal["policy", "base", "teacher"]
+    prompt: str
+    begun: str
+    sampling: StepSampling
+    retries: NonNegativeInt
+
+
+class Reflection(Own):
+    """:class:`esupport.reflection.method.Method`."""
+
+    target: str = Field(alias="_target_")
+    convert: Literal["object"] = Field(alias="_convert_")
+    chosen: Literal["refined", "human"]
+    form: Literal["axes", "json"]
+    principles: str
+    axes: dict[str, Axis | None]
+    reflect: Step | None
+    refine: Step | None
+
+
+class Contexts(Own):
+    """:class:`esupport.evolution.contexts.Choice`."""
+
+    target: str = Field(alias="_target_")
+    per_round: PositiveInt | None
+    per_conversation: PositiveInt
+    turns: Literal["spread", "first", "last", "random"]
+    first_turn: PositiveInt
+    max_tokens: PositiveInt
+    over_rounds: Literal["same", "disjoint"]
+    seed: NonNegativeInt
+
+
+class Drift(Own):
+    """:class:`esupport.evolution.exam.Drift`."""
+
+    length_ratio: PositiveFloat | None
+    repetition: Share | None
+    kl: PositiveFloat | None
+    unfinished: Share | None
+    stop: bool
+
+
+class Evolution(Own):
+    """The loop: :class:`esupport.evolution.rounds.Settings`, and what is drafted, shown and warned of."""
+
+    rounds: NonNegativeInt
+    start: Literal["previous", "sft"]
+    reference: Literal["round_start", "sft", "base"]
+    pairs: Literal["current", "cumulative"]
+    epochs: PositiveInt | list[PositiveInt]
+    seed: NonNegativeInt
+    samples: NonNegativeInt
+    draft: Sampling
+    drift: Drift
+
+
+class Phase1(Own):
+    """Phase 1."""
+
+    objective: Objective
+
+
+class Evolve(Common):
+    """``conf/evolve.yaml``."""
+
+    optimized_metric: SystemFigure
+    sft: Phase1
+    evolution: Evolution
+    contexts: Contexts
+    objective: Preference
+    reflection: Reflection
+    generator: Node
+    teacher: Node | None
+    filters: dict[str, Node | None]
+
+    @model_validator(mode="after")
+    def _a_value_a_round(self) -> Evolve:
+        for key, value in (
+            ("evolution.epochs", self.evolution.epochs),
+            ("objective.optimizer.lr", self.objective.optimizer.lr),
+            ("objective.loss.beta", self.objective.loss.beta),
+        ):
+            if isinstance(value, list) and len(value) != self.evolution.rounds:
+                raise ValueError(f"{key} has {len(value)} values for {self.evolution.rounds} rounds")
+        return self

@@ -49,7 +49,8 @@ class Backbone:
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         instruction_in, template_kwargs: how the chat template is used (:class:`esupport.rendering.template.Renderer`).
         lora: the adapter to train.
-        learning_rate: the highest at which the adapter is trained; config files hand it to the optimizer.
+        learning_rate, preference_learning_rate: the highest at which the adapter is trained; config files hand them to the
+            optimizer of the objective.
         adapter: a PEFT folder to go on from in place of a new adapter.
     """
 
@@ -66,6 +67,7 @@ class Backbone:
     template_kwargs: Mapping[str, Any]
     lora: Lora
     learning_rate: float
+    preference_learning_rate: float
     adapter: str | None
 
     @cached_property
@@ -75,6 +77,25 @@ class Backbone:
             return str(self.builder())
         path = str(self.path)
         return str(Path(path).expanduser()) if path.startswith("~") else path
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the frozen model's words: weights (by content, or the commit on the hub) and their arithmetic."""
+        from esupport.models.weights import weights_digest
+
+        local = Path(self.folder)
+        return {
+            "weights": weights_digest(local) if local.is_dir() else f"{self.folder}@{self._commit()}",
+            "dtype": self.dtype,
+            "load_in_4bit": self.load_in_4bit,
+            "attn_implementation": self.attn_implementation,
+        }
+
+    def _commit(self) -> str:
+        """The commit that the revision names in the local cache; the revision itself before anything was downloaded."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.folder, "config.json", revision=self.revision)
+        return Path(found).parent.name if isinstance(found, str) else self.revision
 
     def _revision(self) -> dict[str, str]:
         return {} if Path(self.folder).exists() else {"revision": self.revision}

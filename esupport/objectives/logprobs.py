@@ -59,7 +59,7 @@ def verify_tree_row(policy: PeftModel) -> None:
     vocabulary = base.config.get_text_config().vocab_size
     ids = [11 + (7919 * i) % (vocabulary - 11) for i in range(64)]
     replies = [Response(tuple(ids[:n]), tuple(ids[n + shift : n + shift + 6]), 0) for n, shift in ((40, 0), (20, 30), (30, 17))]
-    (batch,) = pack([grow("probe", ids[:46], replies)], tokens_per_batch=1, step_targets=1)
+    (batch,) = pack([grow("probe", ids[:46], replies)], tokens_per_batch=1)
     was_training = policy.training
     policy.eval()
     got = target_logprobs(policy, batch.to(policy.device))

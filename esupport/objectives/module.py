@@ -134,9 +134,17 @@ class Objective(pl.LightningModule, ABC):
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
-        self.log("train/loss", self._sum_over_ranks(total), prog_bar=True)
+        self.log("train/loss", self.sum_over_ranks(total), prog_bar=True)
         self.log("train/gradient_norm", norm)
         self.log("train/lr", rate)
+        self.on_step_end()
+
+    def on_step_end(self) -> None:
+        """What else an objective logs of a step, when its weights have been stepped."""
+
+    def held_out_names(self) -> list[str]:
+        """The held-out corpora, in the order of the validation loaders."""
+        return cast("list[str]", cast("Any", self.trainer).datamodule.held_out_names())
 
     def on_validation_start(self) -> None:
         """Before anything is measured or learnt, see once that the tree row is exact for this model."""
@@ -148,15 +156,14 @@ class Objective(pl.LightningModule, ABC):
         """Add the batch's negative log-likelihood and target count to its loader's sums."""
         logprobs = target_logprobs(self.policy, batch).cpu().double()  # not every accelerator has float64
         sums = torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), dtype=torch.float64)])
-        name = ("", "replay_")[dataloader_idx]
+        name = self.held_out_names()[dataloader_idx].removesuffix("valid")
         self._held_out[name] = self._held_out.get(name, torch.zeros_like(sums)) + sums
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all held-out targets, over batches and ranks: ``val/nll`` and ``val/perplexity``."""
         self.measured_at = self.global_step
-        for name in ("", "replay_")[: len(cast("list[Any]", self.trainer.val_dataloaders))]:
-            none = torch.zeros(2, dtype=torch.float64)
-            nll, count = self._sum_over_ranks(self._held_out.pop(name, none))
+        for name in [name.removesuffix("valid") for name in self.held_out_names() if name != "pairs_valid"]:
+            nll, count = self.sum_over_ranks(self._held_out.pop(name))
             self.log(f"val/{name}nll", nll / count, prog_bar=not name)
             self.log(f"val/{name}perplexity", torch.exp(nll / count))
 
@@ -172,7 +179,8 @@ class Objective(pl.LightningModule, ABC):
             return nullcontext()
         return cast("AbstractContextManager[None]", strategy.block_backward_sync())
 
-    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """The sum of ``value`` over the processes of the run."""
         if self.trainer.world_size == 1:
             return value
         return cast("Tensor", self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))

@@ -64,11 +64,15 @@ class Corpus:
             return
         rows = tree(conversation.id, rendered.responses)
         opened = conversation.turns[rendered.cut_turns].role == "supporter" and not renderer.keeps_opening
-        self.units.append(rows)
         self.kept.append(conversation)
         self.openings += opened
         self.turns += len(conversation.turns) - rendered.cut_turns - opened
-        self.replies += len(rendered.responses)
+        self.add_rows(rows, len(rendered.responses))
+
+    def add_rows(self, rows: list[Row], replies: int) -> None:
+        """The rows of one conversation, with so many replies to score."""
+        self.units.append(rows)
+        self.replies += replies
         self.tokens += sum(len(row) for row in rows)
         self.targets += sum(len(row.targets) for row in rows)
         self.naive_tokens += sum(row.naive_tokens for row in rows)

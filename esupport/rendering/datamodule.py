@@ -76,7 +76,7 @@ class Steps(Dataset[list[Batch]]):
     def __getitem__(self, step: Step) -> list[Batch]:
         rows = sorted((row for number in step for row in self.units[number]), key=len, reverse=True)
         share = rows[self.rank :: self.world_size] or [_nothing_to_learn(rows[0])]
-        return pack(share, self.tokens_per_batch, step_targets=sum(len(row.targets) for row in rows))
+        return pack(share, self.tokens_per_batch, step=rows)
 
 
 class StepLoader(DataLoader[list[Batch]]):
@@ -111,14 +111,16 @@ class StepLoader(DataLoader[list[Batch]]):
 
 def _nothing_to_learn(row: Row) -> Row:
     """A row without targets, for a rank that a short last step leaves empty: it must still join the exchange."""
-    return replace(row, targets=row.targets[:0], parents=row.parents[:0], response=row.response[:0])
+    empty = {name: getattr(row, name)[:0] for name in ("targets", "parents", "response", "reference")}
+    return replace(row, responses=0, **empty)
 
 
 class RowDataModule(pl.LightningDataModule):
     """Training steps, and validation batches of the held-out conversations and of the held-out replay examples.
 
     Args:
-        corpora: ``train`` and ``valid``, and the instruction examples ``replay`` and ``replay_valid``, which may be empty.
+        corpora: ``train`` and ``valid``; the instruction examples ``replay`` and ``replay_valid`` and the held-out preference
+            pairs ``pairs_valid`` may be empty or not there.
         conversations_per_step: conversations in an optimizer step, over all ranks and batches.
         tokens_per_batch: bound on the tokens of one forward pass, padding counted; more memory, fewer passes.
         replay_ratio: replay examples for each conversation.
@@ -134,7 +136,7 @@ class RowDataModule(pl.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        conversations, replayed = len(corpora["train"].units), len(corpora["replay"].units)
+        conversations, replayed = len(corpora["train"].units), len(corpora["replay"].units) if "replay" in corpora else 0
         if not conversations:
             raise UserError("data: no conversation is left to train on")
         self.corpora = corpora
@@ -146,18 +148,21 @@ class RowDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Optimizer steps."""
-        units = self.corpora["train"].units + self.corpora["replay"].units
+        units = self.corpora["train"].units + (self.corpora["replay"].units if "replay" in self.corpora else [])
         steps = Steps(units, self.tokens_per_batch, *self._ranks())
         return StepLoader(steps, self.sampler)
 
+    def held_out_names(self) -> list[str]:
+        """The held-out corpora that hold anything."""
+        return [name for name in ("valid", "replay_valid", "pairs_valid") if name in self.corpora and self.corpora[name].units]
+
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Batches of held-out conversations, and of held-out replay examples where there are any."""
+        """Batches of each held-out corpus: conversations, and replay examples and pairs where there are any."""
         rank, world_size = self._ranks()
         loaders: list[DataLoader[Batch]] = []
-        for name in ("valid", "replay_valid"):
+        for name in self.held_out_names():
             rows = [row for unit in self.corpora[name].units for row in unit]
-            if rows:
-                share = rows[rank::world_size] or [_nothing_to_learn(rows[0])]
-                batches = pack(share, self.tokens_per_batch, step_targets=self.corpora[name].targets)
-                loaders.append(DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+            share = rows[rank::world_size] or [_nothing_to_learn(rows[0])]
+            batches = pack(share, self.tokens_per_batch, step=rows)
+            loaders.append(DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
         return loaders

@@ -24,10 +24,11 @@ class Batch:
         ids, positions, tree, branch, sees: (rows, length) int64; ``tree`` is -1 on padding.
         targets: (n,) token ids to predict.
         parents: (n,) index into the flattened (rows * length) hidden states that predict them.
-        owner: (n,) index into ``names`` of the conversation each target belongs to.
-        response: (n,) which response of its conversation the target belongs to.
-        names: conversation ids.
-        step_targets: targets in the whole optimizer step, over batches and ranks: what the loss is divided by.
+        response: (n,) which response of the batch each target belongs to.
+        reference: (responses,) float32 log-probability of each response under the reference; nan where not measured.
+        names: (responses) conversation of each response.
+        step_targets: targets in the whole optimizer step, over batches and ranks: what a loss over tokens is divided by.
+        step_responses: responses in it: what a loss over responses, or pairs of them, is divided by.
     """
 
     ids: Tensor
@@ -37,10 +38,11 @@ class Batch:
     sees: Tensor
     targets: Tensor
     parents: Tensor
-    owner: Tensor
     response: Tensor
+    reference: Tensor
     names: tuple[str, ...]
     step_targets: int
+    step_responses: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on ``device``."""
@@ -52,18 +54,22 @@ class Batch:
         return replace(self, **moved)
 
 
-def pack(rows: Sequence[Row], tokens_per_batch: int, step_targets: int, pad_to: int = 8) -> list[Batch]:
+def pack(rows: Sequence[Row], tokens_per_batch: int, step: Sequence[Row] | None = None, pad_to: int = 8) -> list[Batch]:
     """Pack rows into batches of at most ``tokens_per_batch`` tokens, padding counted; one longer row goes alone.
+
+    ``step`` are the rows of the whole optimizer step where ``rows`` are only a rank's share of them.
 
     Rows share a bin while it does not grow beyond the longest row (best fit), so packing trades no attention cost
     for padding. ``pad_to`` rounds bin lengths up.
     """
     bins = _best_fit(rows)
+    whole = rows if step is None else step
+    sizes = sum(len(row.targets) for row in whole), sum(row.responses for row in whole)
     batches, waiting = [], list(bins)
     while waiting:
         length = -(-sum(len(row) for row in waiting[0]) // pad_to) * pad_to
         count = max(1, tokens_per_batch // length)
-        batches.append(_collate(waiting[:count], length, step_targets))
+        batches.append(_collate(waiting[:count], length, *sizes))
         waiting = waiting[count:]
     return batches
 
@@ -84,24 +90,26 @@ def _best_fit(rows: Sequence[Row]) -> list[list[Row]]:
     return [rows_ for _, rows_ in sorted(bins, key=lambda b: -b[0])]
 
 
-def _collate(bins: Sequence[Sequence[Row]], length: int, step_targets: int) -> Batch:
+def _collate(bins: Sequence[Sequence[Row]], length: int, step_targets: int, step_responses: int) -> Batch:
     shape = (len(bins), length)
     grids = {name: np.zeros(shape, dtype=np.int64) for name in ("ids", "positions", "branch", "sees")}
     trees = np.full(shape, -1, dtype=np.int64)
-    targets, parents, owners, responses = [], [], [], []
+    targets, parents, responses, references = [], [], [], []
     names: list[str] = []
+    placed = 0
     for number, members in enumerate(bins):
         start = 0
         for row in members:
             end = start + len(row)
             for name, grid in grids.items():
                 grid[number, start:end] = getattr(row, name)
-            trees[number, start:end] = len(names)
+            trees[number, start:end] = placed
             targets.append(row.ids[row.targets])
             parents.append(row.parents + (number * length + start))
-            owners.append(np.full(len(row.targets), len(names), dtype=np.int32))
-            responses.append(row.response)
-            names.append(row.name)
+            responses.append(row.response + len(names))
+            references.append(row.reference)
+            names.extend([row.name] * row.responses)
+            placed += 1
             start = end
 
     def flat(parts: list[Ints]) -> Tensor:
@@ -111,9 +119,10 @@ def _collate(bins: Sequence[Sequence[Row]], length: int, step_targets: int) -> B
         tree=torch.from_numpy(trees),
         targets=flat(targets),
         parents=flat(parents),
-        owner=flat(owners),
         response=flat(responses),
+        reference=torch.from_numpy(np.concatenate(references)),
         names=tuple(names),
         step_targets=step_targets,
+        step_responses=step_responses,
         **{name: torch.from_numpy(grid) for name, grid in grids.items()},
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from esupport.rendering.template import Response
 
 Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Row:
         targets: (n,) index of each target token.
         parents: (n,) index of the token whose hidden state predicts that target.
         response: (n,) which response, in the order given, the target belongs to.
+        responses: how many there are.
+        reference: (responses,) log-probability of each under the reference; nan where it was not measured.
         naive_tokens: tokens of one row per response, what the tree row saves against.
         branches: responses that became branches.
     """
@@ -47,6 +50,8 @@ class Row:
     targets: Ints
     parents: Ints
     response: Ints
+    responses: int
+    reference: Floats
     naive_tokens: int
     branches: int
 
@@ -65,7 +70,7 @@ def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
     branch, sees = [[0] * len(trunk_ids)], [[0] * len(trunk_ids)]
     targets: list[int] = []
     parents: list[int] = []
-    owner: list[int] = []
+    scored: list[int] = []
     length, branches = len(trunk_ids), 0
     for index, response in enumerate(responses):
         context, count = len(response.context), len(response.completion)
@@ -86,7 +91,7 @@ def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
             length += len(grown)
         targets.extend(range(first, first + count))
         parents.extend([before, *range(first, first + count - 1)])
-        owner.extend([index] * count)
+        scored.extend([index] * count)
     if not targets:
         raise ValueError(f"{name}: nothing to score")
     return Row(
@@ -97,7 +102,9 @@ def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
         sees=_ints(chain.from_iterable(sees)),
         targets=_ints(targets),
         parents=_ints(parents),
-        response=_ints(owner),
+        response=_ints(scored),
+        responses=len(responses),
+        reference=np.full(len(responses), np.nan, dtype=np.float32),
         naive_tokens=sum(len(response.ids) for response in responses),
         branches=branches,
     )

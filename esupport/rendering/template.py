@@ -7,11 +7,13 @@ it, and only completions are ever scored. No mask is searched for in the finishe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from esupport.data.conversation import Conversation
+from esupport.data.preference import Context
 from esupport.errors import DataFault, UserError, first_line
 
 if TYPE_CHECKING:
@@ -139,6 +141,22 @@ class Renderer:
         """The rendered context of ``messages``, the generation prompt included."""
         return self._template(messages, generate=True)
 
+    def prompt(self, messages: Sequence[Message], begun: str = "") -> list[int]:
+        """Token ids of chat messages and, where one is given, of the answer's beginning.
+
+        A system message goes where instructions go for this template.
+        """
+        first, *rest = messages
+        if first["role"] == "system" and self.instruction_in == "first_user":
+            messages = self._into_first_user(first["content"], rest)
+        return self._tokenise([self.text(list(messages)) + begun])[0]
+
+    @cached_property
+    def line_breaks(self) -> list[int]:
+        """The tokens that hold a line break."""
+        texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        return [i for i, text in enumerate(texts) if "\n" in text]
+
     def messages(self, conversation: Conversation, upto: int, start: int = 0) -> list[Message]:
         """Chat messages of turns ``start`` to ``upto`` (exclusive) with the instruction where it belongs."""
         said = [turn for turn in conversation.turns[start:upto] if turn.text]
@@ -156,9 +174,17 @@ class Renderer:
             return messages
         if self.instruction_in == "system":
             return [{"role": "system", "content": instruction}, *messages]
+        return self._into_first_user(instruction, messages)
+
+    @staticmethod
+    def _into_first_user(instruction: str, messages: list[Message]) -> list[Message]:
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
         content = f"{instruction}\n\n{messages[first]['content']}"
         return [*messages[:first], {"role": "user", "content": content}, *messages[first + 1 :]]
+
+    def context_messages(self, context: Context) -> list[Message]:
+        """Chat messages of a context: P and what was said."""
+        return self.messages(context.answered(""), len(context.turns))
 
     def respond(self, conversation: Conversation, replies: list[tuple[int, str]], start: int = 0) -> list[Response]:
         """Responses ``(turn, reply)`` to the context before that turn, each exactly as inference would see it."""
@@ -182,11 +208,11 @@ class Renderer:
 
     def render(self, conversation: Conversation) -> Rendered:
         """The supporter's turns of a conversation as responses, its oldest turns dropped, whole, until it fits."""
-        self._refuse_control_tokens(conversation)
+        self.refuse_control_tokens(conversation)
         turns = conversation.supporter_turns()
         # a last reply too long for any context is given up, so that it does not take the others with it
         for count in range(len(turns), 0, -1):
-            for start in self._starts(conversation, turns[count - 1]):
+            for start in self.starts(conversation, turns[count - 1]):
                 last = self.respond(conversation, [(turns[count - 1], conversation.turns[turns[count - 1]].text)], start)
                 if len(last[0].ids) <= self.max_tokens:
                     kept = [turn for turn in turns[: count - 1] if turn > start]
@@ -196,11 +222,12 @@ class Renderer:
         return Rendered((), len(conversation.turns), len(turns))
 
     @staticmethod
-    def _starts(conversation: Conversation, before: int) -> list[int]:
+    def starts(conversation: Conversation, before: int) -> list[int]:
         """Where the context of turn ``before`` may begin: at the first turn, then at each later seeker turn."""
         return [0, *(i for i in range(1, before) if conversation.turns[i].role == "seeker")]
 
-    def _refuse_control_tokens(self, conversation: Conversation) -> None:
+    def refuse_control_tokens(self, conversation: Conversation) -> None:
+        """Raises ``DataFault`` where a text of the conversation holds a token that means something to the model."""
         texts = {f"turns.{index}.text": turn.text for index, turn in enumerate(conversation.turns)}
         for name, text in {**texts, "instruction": conversation.instruction or ""}.items():
             found = self._smuggled.search(text)

@@ -60,22 +60,39 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")  # calls what torch deprecates
 
 
-def make_trainer(plain: dict[str, Any], steps_per_epoch: int) -> pl.Trainer:
+def device_of(trainer: dict[str, Any]) -> str:
+    """The one device that the trainer's node names. Raises ``UserError`` where it names several."""
+    made: pl.Trainer = make({**trainer, "logger": False, "enable_checkpointing": False}, "trainer")
+    if made.world_size > 1:
+        raise UserError("trainer.devices: evolve.py runs on one device; use trainer.devices=1")
+    return str(made.strategy.root_device)
+
+
+def make_loggers(plain: dict[str, Any], **wandb: Any) -> list[Any]:
+    """The loggers of a run, with its settings logged; ``wandb`` are further settings of the W&B logger."""
+    nodes = {name: node for name, node in plain["logger"].items() if node and not _disabled(node)}
+    loggers = [make(node, f"logger.{name}", **(wandb if _is_wandb(node) else {})) for name, node in nodes.items()]
+    for logger in loggers:
+        logger.log_hyperparams(plain)
+    return loggers
+
+
+def make_trainer(node: dict[str, Any], callbacks: dict[str, Any], loggers: list[Any], steps_per_epoch: int) -> pl.Trainer:
     """The trainer with callbacks and loggers. Raises ``UserError`` for settings that cannot work here."""
-    node = plain["trainer"]
     _refuse(node, steps_per_epoch)
-    callbacks = [make(callback, f"callbacks.{name}") for name, callback in plain["callbacks"].items() if callback]
-    loggers = [make(logger, f"logger.{name}") for name, logger in plain["logger"].items() if logger and not _disabled(logger)]
-    trainer: pl.Trainer = make(node, "trainer", callbacks=[Throughput(), *callbacks], logger=loggers)
+    made = [make(callback, f"callbacks.{name}") for name, callback in callbacks.items() if callback]
+    trainer: pl.Trainer = make(node, "trainer", callbacks=[Throughput(), *made], logger=loggers)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError("trainer.devices: a sweep runs on one device a job; use trainer.devices=1")
-    for logger in trainer.loggers:
-        logger.log_hyperparams(plain)
     return trainer
 
 
 def _disabled(logger: dict[str, Any]) -> bool:
-    return os.environ.get("WANDB_MODE") == "disabled" and logger["_target_"].endswith("WandbLogger")
+    return os.environ.get("WANDB_MODE") == "disabled" and _is_wandb(logger)
+
+
+def _is_wandb(logger: dict[str, Any]) -> bool:
+    return str(logger["_target_"]).endswith("WandbLogger")
 
 
 def _refuse(node: dict[str, Any], steps_per_epoch: int) -> None:

@@ -7,10 +7,9 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -19,17 +18,17 @@ from esupport.config.binding import bind
 from esupport.config.check import check_resources, check_types
 from esupport.config.resolvers import output_dir
 from esupport.errors import UserError
-from esupport.generators.local import write_replies
+from esupport.generators.local import Transformers
+from esupport.generators.protocol import Request, Sampling, seed_of, write_all
 from esupport.models.backbone import Backbone
+from esupport.models.slot import Slot
 from esupport.objectives.module import Objective
 from esupport.rendering.datamodule import RowDataModule
-from esupport.training.environment import Costs, make, make_trainer, quiet
+from esupport.training.environment import Costs, make, make_loggers, make_trainer, quiet
+from esupport.training.fit import before_and_after, fit, measure_base
 from esupport.training.prepare import Prepared, prepare
 from esupport.training.report import Sample, show_data, show_results, show_samples
 from esupport.training.resume import clear, earlier_run
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 Job = Callable[[DictConfig], Any]
 
@@ -101,30 +100,24 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     prepared = prepare(plain, backbone)
     show_data(console, prepared)
     data = prepared.datamodule(plain)
-    trainer = make_trainer(plain, len(data.sampler))
-    policy = backbone.load(plain["seed"])
-    module: Objective = make(plain["objective"], "objective")(policy=policy)
+    trainer = make_trainer(plain["trainer"], plain["callbacks"], make_loggers(plain), len(data.sampler))
+    slot = Slot(backbone, plain["seed"], str(trainer.strategy.root_device))
+    module: Objective = make(plain["objective"], "objective")(policy=slot.load(None))
 
     console.print("Measuring the base model on the held-out side ...")
-    with policy.disable_adapter():
-        before = _measure(trainer, module, data)
-    module.measured_at = None  # the adapter has not been measured
-    console.print(f"Training {sum(p.numel() for p in policy.parameters() if p.requires_grad):,} weights of the adapter ...")
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    after = _settle(trainer, module, data)
+    before = measure_base(trainer, module, data)
+    console.print(f"Training {sum(p.numel() for p in module.policy.parameters() if p.requires_grad):,} weights of the adapter ...")
+    after = fit(trainer, module, data, checkpoint)
     metrics = {
-        **{f"{name}_before": value for name, value in before.items()},
-        **{f"{name}_after": value for name, value in after.items()},
-        **costs.figures(trainer),
+        **before_and_after(before, after, costs, trainer),
         "seed": plain["seed"],
         "model": backbone.name,
         "adapter_path": str(folder / "adapter"),
     }
     if trainer.is_global_zero:
-        backbone.save(policy, folder / "adapter")
+        backbone.save(module.policy, folder / "adapter")
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")  # its presence says that training has ended
-        policy.to(trainer.strategy.root_device)  # Lightning leaves the model on the CPU
-        samples = _samples(plain, prepared, policy)
+        samples = _samples(plain, prepared, Transformers(slot, prepared.renderer, rows=8), folder / "adapter")
         lines = (json.dumps(sample.record(), ensure_ascii=False) for sample in samples)
         (folder / "samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         show_results(console, metrics)
@@ -133,48 +126,32 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def _measure(trainer: pl.Trainer, module: Objective, data: RowDataModule) -> dict[str, float]:
-    """``val/...`` figures of the weights as they are."""
-    trainer.validate(module, data, verbose=False)
-    return _figures(trainer)
-
-
-def _figures(trainer: pl.Trainer) -> dict[str, float]:
-    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-
-
-def _settle(trainer: pl.Trainer, module: Objective, data: RowDataModule) -> dict[str, float]:
-    """Measure the last adapter, go back to the best one where a callback kept a better, and return that one's figures."""
-    after = _figures(trainer) if module.measured_at == trainer.global_step else _measure(trainer, module, data)
-    for kept in trainer.checkpoint_callbacks:
-        if isinstance(kept, pl.callbacks.ModelCheckpoint) and kept.monitor in after and kept.best_model_score is not None:
-            sign = 1 if kept.mode == "min" else -1
-            if sign * kept.best_model_score.item() < sign * after[kept.monitor]:
-                best = torch.load(kept.best_model_path, map_location="cpu", weights_only=True)
-                module.load_state_dict(best["state_dict"], strict=False)
-                after = _measure(trainer, module, data)
-    return after
-
-
-def _samples(plain: dict[str, Any], prepared: Prepared, policy: PeftModel) -> list[Sample]:
+def _samples(plain: dict[str, Any], prepared: Prepared, generator: Transformers, adapter: Path) -> list[Sample]:
     """Held-out contexts with the reply before and after."""
     settings = dict(plain["samples"])
-    asked = prepared.contexts(settings.pop("contexts"))
-    contexts = [response.context for _, response in asked]
-    replies = functools.partial(write_replies, policy, prepared.renderer, contexts, **settings, seed=plain["seed"])
-    trained = replies()
-    with policy.disable_adapter():
-        base = replies()
+    asked = prepared.held_out_contexts(settings.pop("contexts"))
+    requests = [
+        Request(
+            id=context.key,
+            family=context.conversation,
+            messages=tuple(prepared.renderer.context_messages(context)),
+            begun="",
+            sampling=Sampling(**settings),
+            seed=seed_of(plain["seed"], "samples", context.key),
+        )
+        for context, _ in asked
+    ]
+    base, trained = (write_all(generator, requests, which) for which in (None, adapter))
     return [
         Sample(
             conversation=conversation.id,
-            turn=response.turn,
-            context="\n".join(f"{said.role}: {said.text}" for said in conversation.turns[: response.turn][-3:]),
-            base=base[index],
-            trained=trained[index],
-            human=conversation.turns[response.turn].text,
+            turn=context.turn,
+            context="\n".join(f"{said.role}: {said.text}" for said in context.turns[-3:]),
+            base=base[index].text,
+            trained=trained[index].text,
+            human=conversation.turns[context.turn].text,
         )
-        for index, (conversation, response) in enumerate(asked)
+        for index, (context, conversation) in enumerate(asked)
     ]
 
 

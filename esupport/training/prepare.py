@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import instantiate
 
 from esupport.data.conversation import Conversation
+from esupport.data.preference import Context
 from esupport.data.source import Source, Splits
 from esupport.errors import DataFault, UserError
 from esupport.models.backbone import Backbone
 from esupport.rendering.corpus import Corpus, render_all
+from esupport.rendering.contexts import middle_contexts
 from esupport.rendering.datamodule import RowDataModule
-from esupport.rendering.template import Renderer, Response
+from esupport.rendering.template import Renderer
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,9 @@ class Prepared:
     faults: list[DataFault]
     duplicates: int
 
-    def contexts(self, count: int) -> list[tuple[Conversation, Response]]:
-        """At most ``count`` held-out replies, evenly spread over the conversations, each in the middle of its own."""
-        kept = self.corpora["valid"].kept
-        step = max(1.0, len(kept) / max(1, count))
-        spread = [kept[math.floor(i * step)] for i in range(min(count, len(kept)))]
-        rendered = [(conversation, self.renderer.render(conversation).responses) for conversation in spread]
-        return [(conversation, responses[len(responses) // 2]) for conversation, responses in rendered]
+    def held_out_contexts(self, count: int) -> list[tuple[Context, Conversation]]:
+        """At most ``count`` held-out contexts, with the conversations they come from."""
+        return middle_contexts(self.corpora["valid"].kept, count, self.renderer, self.renderer.max_tokens)
 
     def datamodule(self, plain: dict[str, Any]) -> RowDataModule:
         """The loaders of this data under the run's settings."""

@@ -13,7 +13,7 @@ from esupport.errors import UserError
 # keys that do not decide what is learnt
 _FREE = {
     *("name", "resume", "optimized_metric", "paths", "logger", "samples", "model.builder.cache"),
-    *("callbacks.last", "callbacks.progress_bar"),
+    *("callbacks.last", "callbacks.progress_bar", "evolution.samples", "trainer.enable_progress_bar"),
 }
 
 
@@ -37,6 +37,18 @@ def earlier_run(plain: dict[str, Any], folder: Path) -> tuple[str | None, dict[s
     if changed:
         raise UserError(f"name: {folder} holds a run with another {changed}; choose another name, or resume=null to start anew")
     return (str(last) if last.exists() else None), (json.loads(figures.read_text()) if figures.exists() else None)
+
+
+def refuse_other_settings(plain: dict[str, Any], folder: Path) -> None:
+    """Raises ``UserError`` where ``folder`` holds a run of other settings, whose files would mix with this run's."""
+    written = folder / "config.yaml"
+    if written.exists():
+        changed = _first_difference(OmegaConf.to_container(OmegaConf.load(written), resolve=True), plain)
+        if changed:
+            raise UserError(
+                f"name: {folder} holds a run with another {changed}; choose another name (what both have in common is found in "
+                "the store) or remove the folder"
+            )
 
 
 def clear(folder: Path, checkpoints: bool) -> None:

@@ -1,0 +1,82 @@
+"""Which contexts a round works on: step 1 of the method, C_n of the training side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from esupport.data.conversation import Conversation
+from esupport.data.preference import Context
+from esupport.errors import UserError
+from esupport.rendering.contexts import context_of, spread
+from esupport.rendering.template import Renderer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How contexts are chosen.
+
+    Args:
+        per_round: at most so many; None for all.
+        per_conversation: supporter turns used of a conversation.
+        turns: ``spread`` evenly, the ``first`` ones, the ``last`` ones, or ``random``.
+        first_turn: seeker turns that must have been said.
+        max_tokens: bound on a context; turns whose whole context fits are preferred, else its oldest turns are dropped.
+        over_rounds: ``same`` contexts in each round, or ``disjoint`` ones, of other conversations.
+        seed: of the draw.
+    """
+
+    per_round: int | None
+    per_conversation: int
+    turns: Literal["spread", "first", "last", "random"]
+    first_turn: int
+    max_tokens: int
+    over_rounds: Literal["same", "disjoint"]
+    seed: int
+
+
+def choose(conversations: Sequence[Conversation], choice: Choice, rounds: int, renderer: Renderer) -> list[list[Context]]:
+    """The contexts of each round, a pure function of conversations and choice.
+
+    Raises:
+        UserError: a round is left without any.
+    """
+    order = np.random.default_rng(choice.seed).permutation(len(conversations))
+    drawn = [conversations[i] for i in order]
+    chosen = []
+    for number in range(rounds):
+        share = drawn[number::rounds] if choice.over_rounds == "disjoint" else drawn
+        contexts: list[Context] = []
+        for conversation in share:
+            if choice.per_round is not None and len(contexts) >= choice.per_round:
+                break
+            contexts += _of_conversation(conversation, choice, renderer)
+        if not contexts:
+            raise UserError("contexts.max_tokens: no context fits, or there is none to choose")
+        chosen.append(contexts[: choice.per_round])
+    return chosen
+
+
+def _of_conversation(conversation: Conversation, choice: Choice, renderer: Renderer) -> list[Context]:
+    asked = [
+        turn
+        for turn in conversation.supporter_turns()
+        if sum(t.role == "seeker" for t in conversation.turns[:turn]) >= choice.first_turn
+    ]
+    found = {turn: context_of(conversation, turn, renderer, choice.max_tokens) for turn in asked}
+    fitting = [turn for turn, context in found.items() if context and len(context.turns) == turn]
+    candidates = fitting or [turn for turn, context in found.items() if context]
+    count = choice.per_conversation
+    if choice.turns == "first":
+        picked = candidates[:count]
+    elif choice.turns == "last":
+        picked = candidates[-count:]
+    elif choice.turns == "random":
+        draw = np.random.default_rng([choice.seed, *conversation.id.encode()])
+        picked = sorted(draw.permutation(candidates)[:count].tolist())
+    else:
+        picked = spread(candidates, count)
+    return [context for turn in picked if (context := found[turn])]

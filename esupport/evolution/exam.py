@@ -1,0 +1,157 @@
+"""What M_0, M_1, ... are compared on: a held-out set that is fixed before round 1, the same requests and seeds for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esupport.data.conversation import Conversation
+from esupport.data.preference import Context
+from esupport.evaluation.likelihood import nll, per_conversation
+from esupport.evaluation.replies import distinct, repetition, words
+from esupport.evolution.ledger import Ledger
+from esupport.evolution.writing import Writer
+from esupport.generators.protocol import Reply, Request, Sampling, seed_of
+from esupport.objectives.reference import Scorer
+from esupport.rendering.corpus import Corpus
+from esupport.rendering.row import Row, grow
+from esupport.rendering.template import Renderer
+from esupport.store import Stage
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Bounds beyond which replies are said to drift; None for no bound.
+
+    Args:
+        length_ratio: mean length in words over M_0's, or one over it.
+        repetition: mean share of repeated word trigrams in a reply.
+        kl: nats a token of own replies, to M_0.
+        unfinished: share of replies that reach the longest length.
+        stop: end the run at the first warning; what was made is kept.
+    """
+
+    length_ratio: float | None
+    repetition: float | None
+    kl: float | None
+    unfinished: float | None
+    stop: bool
+
+
+@dataclass
+class Exam:
+    """Measures systems on the held-out side.
+
+    Args:
+        held_out: conversations whose replies' likelihood is measured.
+        contexts: held-out contexts to which each system replies, with their conversations.
+        sampling: of these replies.
+        seed: of the sampling.
+        renderer, writer, scorer, ledger: of the run.
+        drift: bounds.
+
+    Attributes:
+        replies: by system, in the order of the contexts.
+    """
+
+    held_out: Corpus
+    contexts: Sequence[tuple[Context, Conversation]]
+    sampling: Sampling
+    seed: int
+    renderer: Renderer
+    writer: Writer
+    scorer: Scorer
+    ledger: Ledger
+    drift: Drift
+    replies: dict[str, list[Reply]] = field(default_factory=dict)
+
+    def take(self, system: str, round_: int, adapter: Path, start: Path | None, first: Path) -> dict[str, Any]:
+        """The figures of one system; ``start`` is what its round started from, ``first`` M_0's adapter."""
+        rows = [row for unit in self.held_out.units for row in unit]
+        scores, stage = self.scorer.scores(rows, adapter)
+        self._record(stage, round_, f"{system}/held-out likelihood")
+        value, interval = nll(*per_conversation(self.held_out.units, scores))
+        replies = self._write(system, round_, adapter)
+        texts = [reply.text for reply in replies]
+        length, at_first = _mean_words(texts), _mean_words([reply.text for reply in self.replies["M0"]])
+        figures = {
+            "system": system,
+            "round": round_,
+            "nll": value,
+            "nll_interval": list(interval),
+            "perplexity": math.exp(value),
+            "replies": len(replies),
+            "reply_tokens": float(np.mean([reply.tokens for reply in replies])) if replies else None,
+            "length_ratio": length / at_first if length and at_first else None,
+            "distinct_2": distinct(texts, 2),
+            "repetition": float(np.mean([repetition(text) for text in texts])) if texts else None,
+            "unfinished": float(np.mean([not reply.finished for reply in replies])) if replies else None,
+            "kl_start": self._kl(round_, replies, adapter, start) if start else None,
+            "kl_sft": self._kl(round_, replies, adapter, first) if start else 0.0,
+        }
+        return figures | {"warnings": self._warnings(figures)}
+
+    def _write(self, system: str, round_: int, adapter: Path) -> list[Reply]:
+        requests = [
+            Request(
+                id=context.key,
+                family=context.conversation,
+                messages=tuple(self.renderer.context_messages(context)),
+                begun="",
+                sampling=self.sampling,
+                seed=seed_of(self.seed, "held out", context.key),
+            )
+            for context, _ in self.contexts
+        ]
+        self.replies[system] = self.writer.ask("replies", round_, requests, "policy", adapter)
+        return self.replies[system]
+
+    def _kl(self, round_: int, replies: Sequence[Reply], adapter: Path, other: Path) -> float | None:
+        """Mean log-ratio a token of the system's own replies: an estimate of KL(system || other).
+
+        The replies are sampled as they are shown (with a temperature and a nucleus), so it leans towards likely tokens.
+        """
+        rows = self._rows(replies)
+        if not rows:
+            return None
+        own, stage = self.scorer.scores(rows, adapter)
+        self._record(stage, round_, "likelihood of own replies")
+        others, stage = self.scorer.scores(rows, other)
+        self._record(stage, round_, "likelihood of own replies, before")
+        return float((np.concatenate(own) - np.concatenate(others)).sum() / sum(len(row.targets) for row in rows))
+
+    def _rows(self, replies: Sequence[Reply]) -> list[Row]:
+        rows = []
+        for (context, _), reply in zip(self.contexts, replies, strict=True):
+            if reply.text and reply.finished:  # an end the model did not write would be scored
+                (response,) = self.renderer.respond(context.answered(reply.text), [(len(context.turns), reply.text)])
+                rows.append(grow(context.key, response.ids, [response]))
+        return rows
+
+    def _warnings(self, figures: dict[str, Any]) -> list[str]:
+        drift, found = self.drift, []
+        ratio = figures["length_ratio"]
+        if drift.length_ratio is not None and ratio is not None and not 1 / drift.length_ratio <= ratio <= drift.length_ratio:
+            found.append(f"replies are {ratio:.2f} times as long as M0's")
+        for name, text in (
+            ("repetition", "{:.0%} of word trigrams are repeated within a reply"),
+            ("unfinished", "{:.0%} of replies do not end"),
+        ):
+            bound = getattr(drift, name)
+            if bound is not None and figures[name] is not None and figures[name] > bound:
+                found.append(text.format(figures[name]))
+        if drift.kl is not None and figures["kl_sft"] is not None and figures["kl_sft"] > drift.kl:
+            found.append(f"{figures['kl_sft']:.2f} nats a token away from M0")
+        return found
+
+    def _record(self, stage: Stage, round_: int, gives: str) -> None:
+        self.ledger.add(stage, round_, gives)
+
+
+def _mean_words(texts: Sequence[str]) -> float:
+    return float(np.mean([len(words(text)) for text in texts])) if texts else 0.0

@@ -1,0 +1,152 @@
+"""The job of ``evolve.py``: phase 1, then rounds of self-reflection and preference training."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from esupport.config.binding import bind
+from esupport.config.check import check_resources, check_types
+from esupport.config.resolvers import output_dir
+from esupport.errors import UserError
+from esupport.evolution.contexts import Choice, choose
+from esupport.evolution.exam import Drift, Exam
+from esupport.evolution.learning import Learner
+from esupport.evolution.ledger import Ledger
+from esupport.evolution.output import Output
+from esupport.evolution.per_round import of_round
+from esupport.evolution.rounds import Evolution, Settings
+from esupport.evolution.writing import Writer
+from esupport.generators.protocol import Generator, Sampling
+from esupport.models.backbone import Backbone
+from esupport.models.slot import Slot
+from esupport.objectives.reference import Scorer
+from esupport.reflection.method import Method, Speaker
+from esupport.rendering.contexts import middle_contexts
+from esupport.store import Store
+from esupport.training.environment import device_of, make, make_loggers, quiet
+from esupport.training.job import told
+from esupport.training.prepare import prepare
+from esupport.training.report import show_data
+from esupport.training.resume import refuse_other_settings
+
+
+@told
+def evolve_job(cfg: DictConfig) -> Any:
+    """Run the method as ``cfg`` says; returns the last system's figure named by ``optimized_metric``, for a sweep."""
+    return evolve(cfg)[-1].get(cfg.optimized_metric)
+
+
+def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Phase 1 and all rounds; every stage is made once and kept in the store, so that a stopped run goes on.
+
+    Args:
+        cfg: the composed configuration of ``conf/evolve.yaml``.
+
+    Returns:
+        The figures of ``metrics.json``: a list of systems M0, M1, ...
+
+    Raises:
+        UserError: for anything the user can mend.
+    """
+    plain = check_types("evolve", cfg)
+    check_resources(plain)
+    bind(plain)
+    quiet()
+    console, folder = Console(), Path(output_dir())
+    refuse_other_settings(plain, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    pl.seed_everything(plain["seed"], verbose=False)
+
+    store = Store(Path(plain["paths"]["store"]).expanduser())
+    ledger = Ledger(store, folder)
+    backbone: Backbone = make(plain["model"], "model")
+    method: Method = make(plain["reflection"], "reflection")
+    prepared = prepare(plain, backbone)
+    show_data(console, prepared)
+    slot = Slot(backbone, plain["seed"], device_of(plain["trainer"]))
+    scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+    writer = Writer(store, ledger, _speakers(plain, slot, prepared.renderer), console)
+    for step in (method.reflect, method.refine):
+        if step:
+            writer.speaker(step.by)
+    writer.speaker("policy")
+    loggers = make_loggers(plain, **_one_wandb_run(folder))
+    learner = Learner(plain, prepared, slot, store, scorer, loggers, console)
+    output = Output(folder, console, loggers, ledger, plain["evolution"]["samples"])
+
+    if backbone.adapter:
+        first = Path(backbone.adapter).expanduser()
+        console.print("Phase 1 is skipped: model.adapter is M0.", markup=False)
+    else:
+        console.rule("Phase 1: supervised fine-tuning, to M0")
+        first = ledger.add(learner.phase_1(), 0, "M0").folder / "adapter"
+    output.adapter(first, "sft/adapter")
+
+    train = prepared.corpora["train"].kept
+    choice: Choice = make(plain["contexts"], "contexts")
+    settings = Settings(**{k: v for k, v in plain["evolution"].items() if k in Settings.__dataclass_fields__})
+    sampling = dict(plain["samples"])
+    held_out = middle_contexts(
+        prepared.corpora["valid"].kept, sampling.pop("contexts"), prepared.renderer, choice.max_tokens
+    )
+    exam = Exam(
+        held_out=prepared.corpora["valid"],
+        contexts=held_out,
+        sampling=Sampling(**sampling),
+        seed=plain["seed"],
+        renderer=prepared.renderer,
+        writer=writer,
+        scorer=scorer,
+        ledger=ledger,
+        drift=Drift(**plain["evolution"]["drift"]),
+    )
+    evolution = Evolution(
+        settings=settings,
+        method=method,
+        draft=Sampling(**plain["evolution"]["draft"]),
+        filters=plain["filters"],
+        objective=plain["objective"],
+        contexts=choose(train, choice, settings.rounds, prepared.renderer),
+        human={f"{c.id}/{turn}": c.turns[turn].text for c in train for turn in c.supporter_turns()},
+        renderer=prepared.renderer,
+        store=store,
+        writer=writer,
+        learner=learner,
+        exam=exam,
+        ledger=ledger,
+        output=output,
+        console=console,
+    )
+    systems = evolution.run(first)
+    output.end(systems)
+    return systems
+
+
+def _speakers(plain: dict[str, Any], slot: Slot, renderer: Any) -> dict[Speaker, Generator]:
+    """Who speaks as M_t, as the backbone without an adapter, and as the teacher."""
+    generator: Generator = _generator(plain["generator"], "generator", slot, renderer)
+    speakers: dict[Speaker, Generator] = {"policy": generator, "base": generator}
+    if plain["teacher"]:
+        speakers["teacher"] = _generator(plain["teacher"], "teacher", slot, renderer)
+    return speakers
+
+
+def _generator(node: dict[str, Any], key: str, slot: Slot, renderer: Any) -> Generator:
+    made: Generator = make(node, key)(slot=slot, renderer=renderer) if node.get("_partial_") else make(node, key)
+    return made
+
+
+def _one_wandb_run(folder: Path) -> dict[str, Any]:
+    """The id that all interruptions of this run share."""
+    kept = folder / ".wandb_id"
+    if not kept.exists():
+        kept.write_text(secrets.token_hex(4))
+    return {"id": kept.read_text(), "resume": "allow"}

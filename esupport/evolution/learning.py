@@ -1,0 +1,146 @@
+"""Trainings of a run as stages of the store: phase 1, and the preference training of a round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+
+from esupport.data.preference import PreferencePair
+from esupport.errors import UserError
+from esupport.evolution.per_round import of_round
+from esupport.models.slot import Slot
+from esupport.models.weights import weights_digest
+from esupport.objectives.dpo import PreferenceOptimization
+from esupport.objectives.module import Objective
+from esupport.objectives.reference import Scorer, attach, rows_digest
+from esupport.rendering.corpus import Corpus
+from esupport.rendering.datamodule import RowDataModule
+from esupport.rendering.pairs import render_pairs
+from esupport.store import Stage, Store, write_atomically, write_lines
+from esupport.training.environment import Costs, make, make_trainer
+from esupport.training.fit import before_and_after, fit, measure_base
+from esupport.training.prepare import Prepared
+
+# keys of the trainer that change nothing of what is learnt
+_COSMETIC = {"accelerator", "devices", "strategy", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
+_COSMETIC |= {"default_root_dir", "num_sanity_val_steps", "enable_checkpointing"}
+
+
+@dataclass
+class Learner:
+    """Trains adapters of one backbone, each once.
+
+    Args:
+        plain: the resolved configuration.
+        prepared: conversations, rendered.
+        slot: the model.
+        store: where adapters are kept.
+        scorer: measures the reference.
+        loggers: of the run; each training logs under a prefix of its own.
+        console: for messages.
+    """
+
+    plain: dict[str, Any]
+    prepared: Prepared
+    slot: Slot
+    store: Store
+    scorer: Scorer
+    loggers: list[Any]
+    console: Console
+
+    def phase_1(self) -> Stage:
+        """M_0: supervised fine-tuning. Its stage holds ``adapter/`` and ``metrics.json``."""
+        settings = self.plain["sft"]["objective"]
+        epochs = self.plain["trainer"]["max_epochs"]
+        data = self.prepared.datamodule(self.plain)
+        inputs = self._inputs(settings, epochs, self.prepared.corpora) | {
+            "lora": self.plain["model"]["lora"],
+            "start": None,
+            "replay_ratio": self.plain["replay"]["ratio"],
+        }
+
+        def train(folder: Path) -> None:
+            costs = Costs()
+            module: Objective = make(settings, "sft.objective")(policy=self.slot.load(None))
+            trainer = self._trainer("sft", folder, epochs, data)
+            before = measure_base(trainer, module, data)
+            after = fit(trainer, module, data, _checkpoint(folder))
+            self._keep(module, folder, before_and_after(before, after, costs, trainer))
+
+        return self.store.stage("sft", inputs, train)
+
+    def render(self, pairs: Sequence[PreferencePair]) -> Corpus:
+        """The pairs as tree rows. Raises ``UserError`` where none fits."""
+        corpus = render_pairs("train", pairs, self.prepared.renderer, "skip")
+        if not corpus.units:
+            raise UserError("evolution: no pair is left to train on; see dropped.jsonl for the reasons")
+        return corpus
+
+    def prefer(self, round_: int, corpus: Corpus, start: Path, reference: Path | None) -> tuple[Stage, Stage]:
+        """M_{t+1}: preference training on ``corpus`` from ``start`` against ``reference`` (None: the backbone alone).
+
+        Returns:
+            The stage, with ``adapter/``, ``metrics.json`` and ``curve.jsonl``, and the stage of the reference's scores.
+        """
+        settings = of_round(self.plain["objective"], round_)
+        epochs = of_round(self.plain["evolution"]["epochs"], round_)
+        rows = [row for unit in corpus.units for row in unit]
+        scores, scored = self.scorer.scores(rows, reference)
+        start_digest = weights_digest(start)
+        inputs = self._inputs(settings, epochs, {"train": corpus}) | {"start": start_digest, "reference": scored.key}
+
+        def train(folder: Path) -> None:
+            costs = Costs()
+            learnt = Corpus(**{**vars(corpus), "units": attach(corpus.units, scores)})
+            data = RowDataModule({"train": learnt}, **self.plain["batching"], replay_ratio=0.0, seed=self.plain["seed"])
+            is_start = reference is not None and weights_digest(reference) == start_digest
+            policy = self.slot.load(start)
+            module: PreferenceOptimization = make(settings, "objective")(policy=policy, reference_is_start=is_start)
+            trainer = self._trainer(f"round-{round_}", folder, epochs, data)
+            trainer.fit(module, data, ckpt_path=_checkpoint(folder), weights_only=True)
+            write_lines(folder / "curve.jsonl", module.curve)
+            self._keep(module, folder, {**module.measure_pairs(), **costs.figures(trainer)})
+
+        return self.store.stage("dpo", inputs, train), scored
+
+    def _inputs(self, objective: dict[str, Any], epochs: int, corpora: dict[str, Corpus]) -> dict[str, Any]:
+        trainer = {k: v for k, v in self.plain["trainer"].items() if k not in _COSMETIC}
+        rows = {name: rows_digest([row for unit in c.units for row in unit]) for name, c in corpora.items() if c.units}
+        return {
+            "objective": objective,
+            "rows": rows,
+            "trainer": {**trainer, "max_epochs": epochs},
+            "conversations_per_step": self.plain["batching"]["conversations_per_step"],
+            "seed": self.plain["seed"],
+            **self.slot.backbone.identity(),
+        }
+
+    def _trainer(self, prefix: str, folder: Path, epochs: int, data: RowDataModule) -> pl.Trainer:
+        pl.seed_everything(self.plain["seed"], verbose=False)
+        for logger in self.loggers:
+            logger._prefix = prefix
+        checkpoints = str(folder / ".checkpoints")
+        callbacks = {
+            name: {**node, "dirpath": checkpoints} if "dirpath" in node else node
+            for name, node in self.plain["callbacks"].items()
+            # nothing is held out of a round's pairs, so nothing can be monitored there
+            if node and (data.held_out_names() or "monitor" not in node)
+        }
+        node = {**self.plain["trainer"], "max_epochs": epochs, "default_root_dir": str(folder)}
+        return make_trainer(node, callbacks, self.loggers, len(data.sampler))
+
+    def _keep(self, module: Objective, folder: Path, metrics: dict[str, Any]) -> None:
+        self.slot.backbone.save(module.policy, folder / "adapter")
+        timeless = {name: value for name, value in metrics.items() if not isinstance(value, str)}
+        write_atomically(folder / "metrics.json", json.dumps(timeless, indent=2) + "\n")
+
+
+def _checkpoint(folder: Path) -> str | None:
+    last = folder / ".checkpoints" / "last.ckpt"
+    return str(last) if last.exists() else None

@@ -1,0 +1,54 @@
+"""The ledger of a run: which stages it used, so that a reader can go from M_T back to each pair and file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from esupport.store import Stage, Store, write_atomically
+
+_PACKAGES = ("esupport", "torch", "transformers", "peft", "pytorch-lightning")
+
+
+class Ledger:
+    """Records stages as they are used and writes ``lineage.json``.
+
+    Args:
+        store: that holds them.
+        folder: the run's directory.
+    """
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store, self.folder = store, folder
+        self.entries: list[dict[str, Any]] = []
+
+    def add(self, stage: Stage, round_: int | None, gives: str) -> Stage:
+        """Record ``stage`` under what it gives the run (``M1``, ``round-1/drafts``), and write the file."""
+        self.entries.append(
+            {
+                "gives": gives,
+                "stage": stage.name,
+                "round": round_,
+                "key": stage.key,
+                "folder": str(stage.folder.relative_to(self.store.root)),
+                "inputs": stage.inputs,
+                "files": stage.files,
+                "seconds": stage.seconds,
+                "reused": stage.reused,
+            }
+        )
+        made_with = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+        lineage = {"store": "paths.store", "made_with": made_with, "stages": self.entries}
+        write_atomically(self.folder / "lineage.json", json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
+        return stage
+
+    def seconds(self, round_: int | None) -> dict[str, float]:
+        """Seconds that each kind of stage of a round took, when it was made."""
+        found: dict[str, float] = {}
+        for entry in self.entries:
+            if entry["round"] == round_:
+                found[entry["stage"]] = round(found.get(entry["stage"], 0.0) + entry["seconds"], 1)
+        return found

@@ -1,0 +1,122 @@
+"""The run's directory, the console and the loggers: what a person sees of the rounds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+
+from esupport.data.preference import PreferencePair
+from esupport.evolution.exam import Exam
+from esupport.evolution.ledger import Ledger
+from esupport.evolution.report import write_report
+from esupport.evolution.tables import pair_rows, show_round, show_systems
+from esupport.rendering.corpus import Corpus
+from esupport.store import read_lines, write_atomically, write_lines
+
+
+@dataclass
+class Output:
+    """Writes what a round gave.
+
+    Args:
+        folder: the run's directory.
+        console: for tables.
+        loggers: of the run.
+        ledger: for the seconds of the stages.
+        samples: pairs shown on the console after each round.
+    """
+
+    folder: Path
+    console: Console
+    loggers: list[Any]
+    ledger: Ledger
+    samples: int
+
+    def adapter(self, source: Path, target: str) -> None:
+        """Copy an adapter's folder into the run's directory."""
+        _copy(source, self.folder / target)
+
+    def round(
+        self, number: int, pairs: Path, trained: Path, figures: dict[str, Any], corpus: Corpus, settings: dict[str, Any]
+    ) -> None:
+        """Files, table and curves of a round that has been trained."""
+        folder = self.folder / f"round-{number}"
+        for name in ("pairs.jsonl", "dropped.jsonl"):
+            _copy(pairs / name, folder / name)
+        _copy(trained / "adapter", folder / "adapter")
+        _copy(trained / "curve.jsonl", folder / "curve.jsonl")
+        training = {
+            name.removeprefix("train/"): value
+            for name, value in json.loads((trained / "metrics.json").read_text()).items()
+        }
+        whole = {
+            "round": number,
+            **figures,
+            "training": {**training, "too_long": corpus.lost_replies // 2, "unusable": len(corpus.skipped)},
+            "settings": settings,
+            "seconds": self.ledger.seconds(number),
+        }
+        write_atomically(folder / "metrics.json", json.dumps(whole, indent=2) + "\n")
+        kept, dropped = (
+            [PreferencePair.model_validate(line) for line in read_lines(folder / f"{name}.jsonl")] for name in ("pairs", "dropped")
+        )
+        show_round(self.console, kept, dropped, whole, self.samples)
+        columns, rows = pair_rows([*kept, *dropped])
+        for logger in self._wandb():
+            logger.log_table(f"pairs/round_{number}", columns=columns, data=rows)
+        self._log(number, {**_numbers("pairs", figures), **_numbers("dropped", figures["filters"]), **_numbers("dpo", training)})
+
+    def system(self, systems: list[dict[str, Any]], adapter: str, exam: Exam) -> None:
+        """Figures and held-out replies of all systems so far, the last of them new."""
+        systems[-1]["adapter"] = adapter
+        write_atomically(self.folder / "metrics.json", json.dumps(systems, indent=2) + "\n")
+        write_lines(
+            self.folder / "held_out.jsonl",
+            (
+                {
+                    "conversation": context.conversation,
+                    "turn": context.turn,
+                    "context": context.transcript(),
+                    "problem": conversation.problem,
+                    "human": conversation.turns[context.turn].text,
+                    "replies": {name: replies[index].text for name, replies in exam.replies.items()},
+                }
+                for index, (context, conversation) in enumerate(exam.contexts)
+            ),
+        )
+        for warning in systems[-1]["warnings"]:
+            self.console.print(f"Warning: {systems[-1]['system']}: {warning}.", style="bold", markup=False)
+        self._log(systems[-1]["round"], _numbers("held_out", systems[-1]))
+
+    def end(self, systems: list[dict[str, Any]]) -> None:
+        """The last table and the report."""
+        show_systems(self.console, systems)
+        self.console.print(f"Report: {write_report(self.folder)}", markup=False, highlight=False, soft_wrap=True)
+
+    def _wandb(self) -> list[Any]:
+        return [logger for logger in self.loggers if isinstance(logger, pl.loggers.WandbLogger)]
+
+    def _log(self, number: int, figures: dict[str, float]) -> None:
+        for logger in self.loggers:
+            logger._prefix = ""
+            logger.log_metrics({**{f"rounds/{name}": value for name, value in figures.items()}, "rounds/round": number})
+            logger.save()
+
+
+def _numbers(group: str, figures: dict[str, Any]) -> dict[str, float]:
+    return {f"{group}/{n}": float(v) for n, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)

@@ -1,0 +1,183 @@
+"""The loop: draft, reflect, refine, filter, pair, train, measure; and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.utils import instantiate
+from rich.console import Console
+
+from esupport.data.preference import Context, PreferencePair
+from esupport.evolution.exam import Exam
+from esupport.evolution.learning import Learner
+from esupport.evolution.ledger import Ledger
+from esupport.evolution.output import Output
+from esupport.evolution.per_round import of_round
+from esupport.evolution.writing import Writer
+from esupport.generators.protocol import Request, Sampling, digest, seed_of
+from esupport.reflection.method import Method
+from esupport.reflection.pairing import filter_counts, pair_up, sift
+from esupport.reflection.steps import Outcome, reflect, refine
+from esupport.rendering.template import Renderer
+from esupport.store import Stage, Store, read_lines, write_lines
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the paper leaves open about rounds.
+
+    Args:
+        rounds: how many.
+        start: a round trains from the ``previous`` round's adapter, or from phase 1's (``sft``).
+        reference: of DPO: what the round starts from (``round_start``), phase 1's adapter (``sft``) or the ``base``.
+        pairs: of the ``current`` round, or ``cumulative``.
+        seed: of drafts, reflection and refinement.
+    """
+
+    rounds: int
+    start: Literal["previous", "sft"]
+    reference: Literal["round_start", "sft", "base"]
+    pairs: Literal["current", "cumulative"]
+    seed: int
+
+
+@dataclass
+class Evolution:
+    """One run of the method from M_0 on.
+
+    Args:
+        settings: of the loop.
+        method: the reflection group.
+        draft: sampling of the drafts.
+        filters: nodes of the filters, by name; they are made anew for each round.
+        objective: its node, for the record of a round's settings.
+        contexts: of each round.
+        human: the replies of the data, by the contexts' keys.
+        renderer, store, writer, learner, exam, ledger, output, console: of the run.
+    """
+
+    settings: Settings
+    method: Method
+    draft: Sampling
+    filters: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    contexts: Sequence[Sequence[Context]]
+    human: Mapping[str, str]
+    renderer: Renderer
+    store: Store
+    writer: Writer
+    learner: Learner
+    exam: Exam
+    ledger: Ledger
+    output: Output
+    console: Console
+
+    def run(self, first: Path) -> list[dict[str, Any]]:
+        """All rounds from M_0's adapter ``first``; the figures of each system, in order."""
+        systems = [self.exam.take("M0", 0, first, None, first)]
+        self.output.system(systems, "sft/adapter", self.exam)
+        adapters, rounds = [first], []
+        for number in range(1, self.settings.rounds + 1):
+            if self.exam.drift.stop and systems[-1]["warnings"]:
+                self.console.print(f"Stopped before round {number}: {'; '.join(systems[-1]['warnings'])}.", markup=False)
+                break
+            self.console.rule(f"Round {number} of {self.settings.rounds}: M{number - 1} to M{number}")
+            made, figures = self._pairs(number, adapters[-1])
+            rounds.append(made)
+            start = adapters[-1] if self.settings.start == "previous" else first
+            reference = {"round_start": start, "sft": first, "base": None}[self.settings.reference]
+            pairs = [pair for stage in (rounds if self.settings.pairs == "cumulative" else [made]) for pair in _kept(stage)]
+            corpus = self.learner.render(pairs)
+            trained, scored = self.learner.prefer(number, corpus, start, reference)
+            self.ledger.add(scored, number, f"round-{number}/reference")
+            self.ledger.add(trained, number, f"M{number}")
+            adapters.append(trained.folder / "adapter")
+            self.output.round(number, made.folder, trained.folder, figures, corpus, self._settings(number))
+            systems.append(self.exam.take(f"M{number}", number, adapters[-1], start, first))
+            self.output.system(systems, f"round-{number}/adapter", self.exam)
+        return systems
+
+    def _pairs(self, number: int, adapter: Path) -> tuple[Stage, dict[str, Any]]:
+        """Steps 1 to 6 of the method: the stage with ``pairs.jsonl`` and ``dropped.jsonl``, and what was counted."""
+        contexts, seed = self.contexts[number - 1], [self.settings.seed, number]
+        requests = [self._draft(context, seed) for context in contexts]
+        drafted = self.writer.ask("draft", number, requests, "policy", adapter)
+        drafts = {c.key: (q, r) for c, q, r in zip(contexts, requests, drafted, strict=True)}
+        texts = {key: reply.text for key, (_, reply) in drafts.items()}
+
+        def ask(step: str, by: Any) -> Any:
+            return lambda asked: self.writer.ask(step, number, asked, by, adapter)
+
+        method, writers = self.method, {"draft": self.writer.speaker("policy").name}
+        reflected, refined = Outcome(), None
+        if method.reflect:
+            writers["reflect"] = self._writer(method.reflect.by)
+            reflected = reflect(method, contexts, texts, seed, ask("reflect", method.reflect.by))
+        if method.chosen == "refined" and method.refine:
+            writers["refine"] = self._writer(method.refine.by)
+            refined = refine(method, contexts, texts, reflected.values, seed, ask("refine", method.refine.by))
+        human = {} if refined else self.human
+        pairs = pair_up(contexts, drafts, reflected, refined, human, writers, number)
+        stage = self.store.stage(
+            "pairs", {"pairs": digest(pairs), "filters": dict(self.filters)}, lambda folder: self._sift(pairs, folder)
+        )
+        self.ledger.add(stage, number, f"round-{number}/pairs")
+        return stage, self._counts(stage, len(contexts), reflected, refined)
+
+    def _writer(self, by: Any) -> str:
+        name = self.writer.speaker(by).name
+        return f"{name} without its adapter" if by == "base" else name
+
+    def _draft(self, context: Context, seed: Any) -> Request:
+        return Request(
+            id=context.key,
+            family=context.conversation,
+            messages=tuple(self.renderer.context_messages(context)),
+            begun="",
+            sampling=self.draft,
+            seed=seed_of(seed, "draft", context.key),
+        )
+
+    def _sift(self, pairs: Sequence[PreferencePair], folder: Path) -> None:
+        kept, dropped = sift(pairs, {name: instantiate(node) for name, node in self.filters.items() if node})
+        for name, records in (("pairs", kept), ("dropped", dropped)):
+            write_lines(folder / f"{name}.jsonl", (pair.model_dump(exclude_none=True) for pair in records))
+
+    def _counts(self, stage: Stage, contexts: int, reflected: Outcome, refined: Outcome | None) -> dict[str, Any]:
+        kept, dropped = _kept(stage), _read(stage, "dropped")
+        both = [*kept, *dropped]
+        asked = self.method.asked
+        known = {axis: [pair.reflection[axis].known for pair in both if axis in pair.reflection] for axis in asked}
+        ratios = [len(pair.chosen.split()) / max(1, len(pair.rejected.split())) for pair in kept]
+        return {
+            "contexts": contexts,
+            "kept": len(kept),
+            "dropped": len(dropped),
+            "filters": filter_counts(dropped, {name: node for name, node in self.filters.items() if node}),
+            "reflect": dict(reflected.counts),
+            "refine": dict(refined.counts) if refined else {},
+            "unknown": {axis: 1 - sum(found) / len(found) for axis, found in known.items() if found},
+            "pair_length_ratio": sum(ratios) / len(ratios) if ratios else None,
+        }
+
+    def _settings(self, number: int) -> dict[str, Any]:
+        objective = of_round(dict(self.objective), number)
+        return {
+            "loss": objective["loss"]["_target_"].rpartition(".")[2],
+            "beta": objective["loss"]["beta"],
+            "learning_rate": objective["optimizer"]["lr"],
+            "epochs": of_round(self.learner.plain["evolution"]["epochs"], number),
+            "nll_weight": objective["nll_weight"],
+        }
+
+
+def _read(stage: Stage, name: str) -> list[PreferencePair]:
+    return [PreferencePair.model_validate(line) for line in read_lines(stage.folder / f"{name}.jsonl")]
+
+
+def _kept(stage: Stage) -> list[PreferencePair]:
+    return _read(stage, "pairs")
+

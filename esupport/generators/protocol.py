@@ -1,0 +1,115 @@
+"""What is asked of a generator, what it answers, and the one protocol that all of them keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from esupport.data.conversation import Record
+from esupport.rendering.template import Message
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is sampled.
+
+    Args:
+        max_new_tokens: longest reply, in tokens.
+        temperature: 0 takes the likeliest token each time.
+        top_p: nucleus of sampling.
+        one_line: end at the first line break.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    one_line: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to be written.
+
+    Attributes:
+        id: what it is for, unique among the requests of a step.
+        family: requests of one family begin alike (the same conversation), which a generator may use.
+        messages: chat messages, the last one the user's.
+        begun: the beginning of the answer, which the generator goes on from.
+        sampling: how it is sampled.
+        seed: of the sampling of this request alone.
+    """
+
+    id: str
+    family: str
+    messages: tuple[Message, ...]
+    begun: str
+    sampling: Sampling
+    seed: int
+
+    @property
+    def version(self) -> str:
+        """Hash of what is asked: messages and the answer's beginning."""
+        return digest([self.messages, self.begun])
+
+
+class Reply(Record):
+    """What was written: the text without ``begun``, its tokens, and whether it came to an end of its own."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+class Generator(Protocol):
+    """Who writes text.
+
+    Attributes:
+        name: of it, in pairs and lineage; no address and no path.
+        serves_policy: whether it can speak as M_t, that is with a given adapter.
+    """
+
+    name: str
+    serves_policy: bool
+
+    def identity(self) -> dict[str, Any]:
+        """What, besides the requests and the adapter, decides its words."""
+        ...
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Batches of indices: a pure function of the requests, so that a stopped step goes on with the same batches."""
+        ...
+
+    def write(self, requests: Sequence[Request], adapter: Path | None) -> list[Reply]:
+        """Replies to one planned batch. ``adapter`` is the folder of M_t's adapter; None is the model without one.
+
+        Raises:
+            UserError: it cannot be reached, or does not answer.
+        """
+        ...
+
+
+def write_all(generator: Generator, requests: Sequence[Request], adapter: Path | None) -> list[Reply]:
+    """Replies to ``requests``, in their order, batch by batch as the generator plans them."""
+    replies: dict[int, Reply] = {}
+    for batch in generator.plan(requests):
+        replies.update(zip(batch, generator.write([requests[i] for i in batch], adapter), strict=True))
+    return [replies[index] for index in range(len(requests))]
+
+
+def digest(value: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a JSON-able value."""
+
+    def plain(item: Any) -> Any:
+        return item.model_dump() if isinstance(item, Record) else asdict(item)
+
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from what names a request: the run's seed, the step, the context, the attempt."""
+    return int(digest(list(parts)), 16) >> 1

@@ -1,0 +1,63 @@
+"""One backbone in memory, whose adapter can be any of a run's: M_0, M_1, ..., or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from esupport.errors import UserError, first_line
+from esupport.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class Slot:
+    """Loads a backbone when it is first needed and puts adapters into its one place.
+
+    Args:
+        backbone: the model.
+        seed: of a new adapter's weights.
+        device: where the model is put, as ``cuda:0``.
+    """
+
+    def __init__(self, backbone: Backbone, seed: int, device: str) -> None:
+        self.backbone, self.seed, self.device = backbone, seed, device
+        self._policy: PeftModel | None = None
+        self._fresh: dict[str, Any] = {}
+
+    def load(self, adapter: Path | None) -> PeftModel:
+        """The policy with the weights of ``adapter``, a PEFT folder, or of a new adapter drawn from the seed."""
+        from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+        if self._policy is None:
+            self._policy = self.backbone.load(self.seed)
+            self._fresh = {name: value.clone() for name, value in get_peft_model_state_dict(self._policy).items()}
+        policy = self._policy.to(self.device)
+        weights = self._fresh if adapter is None else load_peft_weights(str(adapter), device="cpu")
+        try:
+            wrong = cast("Any", set_peft_model_state_dict(policy, weights))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"model.lora: the adapter in {adapter} has another shape: {first_line(error)}") from None
+        if wrong.unexpected_keys or set(weights) != set(self._fresh):
+            raise UserError(f"model.lora: the adapter in {adapter} has other modules than this configuration")
+        return policy
+
+    @contextmanager
+    def speaking(self, adapter: Path | None) -> Iterator[PeftModel]:
+        """The policy in eval mode: with ``adapter``, or without any."""
+        policy = self.load(adapter)
+        was_training = policy.training
+        policy.eval()
+        try:
+            if adapter is None:
+                with policy.disable_adapter():
+                    yield policy
+            else:
+                yield policy
+        finally:
+            policy.train(was_training)
+
+

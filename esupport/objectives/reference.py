@@ -1,0 +1,142 @@
+"""Log-probabilities that are measured once: a system's scores of completions, kept in the store.
+
+The reference of preference training is a frozen adapter (or none) on the policy's own base weights. There is never a second
+model: its weights are put into the policy's place, the completions are scored, and only the scores are kept
+(:class:`esupport.rendering.row.Row`.reference).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from esupport.errors import UserError
+from esupport.models.slot import Slot
+from esupport.models.weights import weights_digest
+from esupport.objectives.logprobs import target_logprobs, verify_tree_row
+from esupport.rendering.packing import pack
+from esupport.rendering.row import Floats, Row
+from esupport.store import Stage, Store
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# what a kept score means; a new definition is a new text
+DEFINITION = "sum over a completion's tokens, end of turn included, of the float32 log-softmax at temperature 1"
+# how far policy and reference may stand apart before training: nats a completion in float32, a token in bfloat16
+FLOAT32_BOUND, BFLOAT16_BOUND = 1e-3, 2e-2
+
+
+class Scorer:
+    """Scores tree rows under adapters of one backbone.
+
+    Args:
+        slot: the model.
+        store: where scores are kept, by weights, arithmetic, token rows and definition, and nothing else.
+        tokens_per_batch: bound on one forward pass.
+        precision: the trainer's, since the reference must round as training does.
+    """
+
+    def __init__(self, slot: Slot, store: Store, tokens_per_batch: int, precision: str) -> None:
+        self.slot, self.store = slot, store
+        self.tokens_per_batch, self.precision = tokens_per_batch, precision
+        self._verified = False
+
+    def scores(self, rows: Sequence[Row], adapter: Path | None) -> tuple[list[Floats], Stage]:
+        """Log-probability of each response of each row, (responses,) a row, and the stage that keeps them.
+
+        Raises:
+            UserError: a kept score is not a number, or there are not as many as responses.
+        """
+        inputs = {
+            "definition": DEFINITION,
+            "rows": rows_digest(rows),
+            "adapter": weights_digest(adapter) if adapter else None,
+            "precision": "bf16" if "bf16" in self.precision else "32",
+            **self.slot.backbone.identity(),
+        }
+
+        def make(folder: Path) -> None:
+            with self.slot.speaking(adapter) as policy:
+                if not self._verified:
+                    verify_tree_row(policy)
+                    self._verified = True
+                measured = score(policy, rows, self.tokens_per_batch, self.precision)
+            np.save(folder / "scores.npy", np.concatenate(measured), allow_pickle=False)
+
+        stage = self.store.stage("scores", inputs, make)
+        kept = np.load(stage.folder / "scores.npy", allow_pickle=False)
+        ends = np.cumsum([row.responses for row in rows])
+        if len(kept) != ends[-1] or not np.isfinite(kept).all():
+            raise UserError(f"paths.store: {stage.folder} does not hold a score for each completion; remove it")
+        return np.split(kept, ends[:-1]), stage
+
+
+@torch.no_grad()
+def score(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str) -> list[Floats]:
+    """Log-probability of each response of each row under ``policy`` as it is, in eval mode: (responses,) a row."""
+    was_training = policy.training
+    policy.eval()
+    scores = [np.zeros(row.responses, dtype=np.float32) for row in rows]
+    numbered = [replace(row, name=str(number)) for number, row in enumerate(rows)]
+    with _arithmetic(policy, precision):
+        for batch in pack(numbered, tokens_per_batch):
+            sums = torch.zeros(len(batch.names), dtype=torch.float64)
+            sums.index_add_(0, batch.response, target_logprobs(policy, batch.to(policy.device)).cpu().double())
+            for name in dict.fromkeys(batch.names):
+                own = scores[int(name)]
+                first = batch.names.index(name)
+                own[:] = sums[first : first + len(own)].numpy()
+    policy.train(was_training)
+    return scores
+
+
+def attach(units: Sequence[Sequence[Row]], scores: Sequence[Floats]) -> list[list[Row]]:
+    """The rows of each conversation with their reference's scores, which stand in the same order."""
+    left = iter(scores)
+    return [[replace(row, reference=next(left)) for row in unit] for unit in units]
+
+
+def check_start(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str) -> None:
+    """See that the policy, before its first step, is the reference: each response's log-ratio is 0.
+
+    The bound is 1e-3 nats a completion where all is float32; where weights or arithmetic are bfloat16, 0.02 nats a token, since
+    packing changes their rounding.
+
+    Raises:
+        UserError: it is not: a wrong adapter, a stale score, or dropout.
+    """
+    coarse = "bf16" in precision or policy.dtype != torch.float32
+    for row, now in zip(rows, score(policy, rows, tokens_per_batch, precision), strict=True):
+        lengths = np.bincount(row.response, minlength=row.responses)
+        bound = BFLOAT16_BOUND * lengths if coarse else np.full(row.responses, FLOAT32_BOUND)
+        apart = np.abs(now - row.reference)
+        if not (apart <= bound).all():  # nan too
+            worst = int(np.nan_to_num(apart - bound, nan=np.inf).argmax())
+            raise UserError(
+                f"objective: before training, policy and reference differ by {apart[worst]:.3g} nats on completion {worst} of "
+                f"{row.name} (bound {bound[worst]:.3g}): the reference's scores are not those of the policy's start"
+            )
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the token rows: what is read, and what of it is scored."""
+    whole = hashlib.sha256()
+    for row in rows:
+        for name in ("ids", "positions", "branch", "sees", "targets", "parents", "response"):
+            whole.update(getattr(row, name).tobytes() + b"|")
+    return whole.hexdigest()[:16]
+
+
+def _arithmetic(policy: PeftModel, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic that the trainer's ``precision`` trains in."""
+    if "bf16" not in precision:
+        return nullcontext()
+    return torch.autocast(policy.device.type, dtype=torch.bfloat16)

@@ -1,0 +1,147 @@
+"""What a reflection group says: who is asked what about a context, in which form, and what becomes the chosen reply."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from esupport.data.preference import Context, Finding
+from esupport.errors import UserError, first_line
+from esupport.generators.protocol import Request, Sampling, seed_of
+from esupport.reflection import prompts
+
+Speaker = Literal["policy", "base", "teacher"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that is inferred of the person.
+
+    Args:
+        question: what is asked, in words; of form ``json`` too.
+        begun: the beginning of the answer, in the form ``axes``.
+        pattern: of the answer without ``begun``; its groups ``text`` and, if there is one, ``evidence`` are what is kept.
+        from_turn: seeker turns that must have been said before it may be inferred.
+    """
+
+    question: str
+    begun: str
+    pattern: str
+    from_turn: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One request to a model.
+
+    Args:
+        by: M_t (``policy``), the backbone without its adapter (``base``), or the generator ``teacher``.
+        prompt: Jinja2 template of the user message.
+        begun: the beginning of the answer; a template too.
+        sampling: how the answer is sampled.
+        retries: attempts after the first, for an answer that cannot be used.
+    """
+
+    by: Speaker
+    prompt: str
+    begun: str
+    sampling: Sampling
+    retries: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A reflection group.
+
+    Args:
+        chosen: ``refined``, or ``human`` for the reply of the data (an ablation of the paper).
+        form: ``axes`` asks for one axis at a time, with the answer begun; ``json`` asks for all at once as an object.
+        principles: I of the paper, which stand before every request of both steps, as the system message.
+        axes: what is inferred, by name; a null one is left out.
+        reflect: how it is asked for; None goes straight to the refinement.
+        refine: how the draft is refined; None where the human reply is chosen.
+
+    Raises:
+        UserError: a template or a pattern that cannot be used, or a step that is missing.
+    """
+
+    chosen: Literal["refined", "human"]
+    form: Literal["axes", "json"]
+    principles: str
+    axes: Mapping[str, Axis | None]
+    reflect: Step | None
+    refine: Step | None
+
+    def __post_init__(self) -> None:
+        if self.chosen == "refined" and self.refine is None:
+            raise UserError("reflection.refine: needed where reflection.chosen is refined")
+        for name, step in (("reflect", self.reflect), ("refine", self.refine)):
+            if step:
+                prompts.check(f"reflection.{name}.prompt", step.prompt)
+                prompts.check(f"reflection.{name}.begun", step.begun)
+        for name, axis in self.asked.items():
+            try:
+                groups = re.compile(axis.pattern, re.DOTALL).groupindex
+            except re.error as error:
+                raise UserError(f"reflection.axes.{name}.pattern: not a regular expression: {first_line(error)}") from None
+            if "text" not in groups:
+                raise UserError(f"reflection.axes.{name}.pattern: needs a group named text, as (?P<text>.+)")
+
+    @property
+    def asked(self) -> dict[str, Axis]:
+        """The axes that are asked for."""
+        return {name: axis for name, axis in self.axes.items() if axis} if self.reflect else {}
+
+    def axes_of(self, context: Context) -> dict[str, Axis]:
+        """The axes that may be inferred of a context of this length."""
+        said = sum(turn.role == "seeker" for turn in context.turns)
+        return {name: axis for name, axis in self.asked.items() if said >= axis.from_turn}
+
+    def reflect_requests(self, context: Context, draft: str, seed: Any, attempt: int) -> list[Request]:
+        """What is asked of a context: one request an axis, or one for all. Their ids end in the axis."""
+        assert self.reflect
+        asked = self.axes_of(context)
+        if not asked:
+            return []
+        if self.form == "json":
+            return [self._request("reflect", self.reflect, context, "", {"axes": asked, "draft": draft}, None, seed, attempt)]
+        return [
+            self._request(
+                "reflect", self.reflect, context, name, {"axes": {name: axis}, "draft": draft}, axis.begun, seed, attempt
+            )
+            for name, axis in asked.items()
+        ]
+
+    def refine_request(
+        self, context: Context, draft: str, reflection: Mapping[str, Finding], seed: Any, attempt: int
+    ) -> Request:
+        """The refinement of a draft, given what was inferred."""
+        assert self.refine
+        known = {name: finding for name, finding in reflection.items() if finding.known}
+        return self._request("refine", self.refine, context, "", {"draft": draft, "reflection": known}, None, seed, attempt)
+
+    def _request(
+        self,
+        name: str,
+        step: Step,
+        context: Context,
+        part: str,
+        variables: Mapping[str, Any],
+        begun: str | None,
+        seed: Any,
+        attempt: int,
+    ) -> Request:
+        everything = {"transcript": context.transcript(), "turns": context.turns, **variables}
+        prompt = prompts.render(f"reflection.{name}.prompt", step.prompt, everything)
+        if begun is None:
+            begun = prompts.render(f"reflection.{name}.begun", step.begun, everything)
+        return Request(
+            id=f"{context.key}/{part}" if part else context.key,
+            family=context.conversation,
+            messages=prompts.chat(self.principles, prompt),
+            begun=begun,
+            sampling=step.sampling,
+            seed=seed_of(seed, name, context.key, part, attempt),
+        )

@@ -1,0 +1,74 @@
+"""Steps 5 and 6 of the method up to training: drafts and refined replies into judged preference pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from esupport.data.preference import Context, PreferencePair
+from esupport.generators.protocol import Reply, Request
+from esupport.reflection.filters import Filter, judge
+from esupport.reflection.steps import Outcome
+
+
+def pair_up(
+    contexts: Sequence[Context],
+    drafts: Mapping[str, tuple[Request, Reply]],
+    reflected: Outcome,
+    refined: Outcome | None,
+    human: Mapping[str, str],
+    writers: Mapping[str, str],
+    round_: int,
+) -> list[PreferencePair]:
+    """A pair of each context, judged for what could not be read, and by no filter yet.
+
+    Args:
+        contexts: of the round.
+        drafts: what was asked and written, by the contexts' keys.
+        reflected: the findings.
+        refined: the refined replies; None where the ``human`` ones are chosen.
+        human: the replies of the data, by key; read only where ``refined`` is None.
+        writers: the generator of each step.
+        round_: of the run.
+    """
+    pairs = []
+    for context in contexts:
+        key = context.key
+        request, draft = drafts[key]
+        reasons = [reflected.unusable.get(key, ""), refined.unusable.get(key, "") if refined else ""]
+        by_step = {"reflect": reflected, **({"refine": refined} if refined else {})}
+        pairs.append(
+            PreferencePair(
+                context=context,
+                chosen=refined.values.get(key, "") if refined else human[key],
+                rejected=draft.text,
+                chosen_ended=key not in refined.unended if refined else True,
+                rejected_ended=draft.finished,
+                chosen_from="refined" if refined else "human",
+                round=round_,
+                reflection=reflected.values.get(key, {}),
+                verdicts={"unparsable": "; ".join(reason for reason in reasons if reason)},
+                generators=dict(writers),
+                prompts={"draft": request.version, **{s: o.versions[key] for s, o in by_step.items() if key in o.versions}},
+                seeds={"draft": request.seed, **{s: o.seeds[key] for s, o in by_step.items() if key in o.seeds}},
+            )
+        )
+    return pairs
+
+
+def sift(pairs: Sequence[PreferencePair], filters: Mapping[str, Filter]) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """The pairs that all filters pass, and the dropped ones with the reasons; every filter judges every readable pair."""
+    kept: list[PreferencePair] = []
+    dropped: list[PreferencePair] = []
+    for pair in pairs:
+        judged = pair
+        if not pair.dropped:
+            judged = judge(pair, filters)
+        (dropped if judged.dropped else kept).append(judged)
+    return kept, dropped
+
+
+def filter_counts(dropped: Sequence[PreferencePair], filters: Mapping[str, Filter]) -> dict[str, int]:
+    """How many pairs each filter, and what stands before the filters, dropped; a pair may be dropped by several."""
+    counts = Counter(name for pair in dropped for name in pair.dropped)
+    return {name: counts[name] for name in ("unparsable", *filters)}

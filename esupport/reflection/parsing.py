@@ -1,0 +1,79 @@
+"""Answers into findings and replies. Models answer in many ways; what cannot be read is None and is asked for again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+from esupport.data.preference import UNKNOWN, Context, Finding
+
+_NOT_KNOWN = {"unknown", "not known", "unclear", "none", "n/a", "not mentioned", "not stated", "not clear", "not specified"}
+_LABEL = re.compile(
+    r"""^\W{0,3}(?:here(?:'s|\s+is)\b[^:\n]{0,60}|(?:the\s+|my\s+)?(?:refined|revised|rewritten|improved|better|new|final)\s+"""
+    r"""(?:reply|response|answer|message|version)[^:\n]{0,30}|supporter|assistant|reply|response|answer)\s*\W{0,2}:\W{0,3}\s*""",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^```\w*\n(.*?)\n?```\s*$", re.DOTALL)
+_QUOTES = (('"', '"'), ("“", "”"), ("'", "'"))
+
+
+def parse_axis(answer: str, pattern: str, context: Context) -> Finding | None:
+    """The finding in an answer of the form ``axes``."""
+    found = re.match(pattern, answer.strip(), re.DOTALL)
+    if not found:
+        return None
+    groups = found.groupdict()
+    return _finding(groups["text"], groups.get("evidence") or "", context)
+
+
+def parse_object(answer: str, axes: Iterable[str], context: Context) -> dict[str, Finding] | None:
+    """The findings in the first JSON object of an answer: {axis: {text, evidence}} or {axis: text}, all axes there."""
+    start = answer.find("{")
+    if start < 0:
+        return None
+    try:
+        value, _ = json.JSONDecoder(strict=False).raw_decode(answer[start:])
+    except json.JSONDecodeError:
+        return None
+    findings = {}
+    for axis in axes:
+        said = value.get(axis)
+        text, evidence = (said.get("text"), said.get("evidence")) if isinstance(said, dict) else (said, "")
+        finding = _finding(text, evidence if isinstance(evidence, str) else "", context) if isinstance(text, str) else None
+        if finding is None:
+            return None
+        findings[axis] = finding
+    return findings
+
+
+def parse_reply(answer: str) -> str:
+    """A refined reply without fence, label and quotation marks around the whole; empty where nothing is left."""
+    text = answer.strip()
+    fenced = _FENCE.match(text)
+    text = _LABEL.sub("", fenced[1] if fenced else text).strip()
+    for opening, closing in _QUOTES:
+        inside = text[1:-1]
+        if len(text) > 1 and text[0] == opening and text[-1] == closing and opening not in inside and closing not in inside:
+            text = inside.strip()
+    return text
+
+
+def _finding(text: str, evidence: str, context: Context) -> Finding | None:
+    text, evidence = " ".join(text.split()), " ".join(evidence.split()).strip("\"'“” ")
+    if not re.search(r"\w", text):
+        return None
+    if text.strip(" .").lower() in _NOT_KNOWN:
+        return Finding(text=UNKNOWN)
+    return Finding(text=text, evidence=evidence if _was_said(evidence, context) else "")
+
+
+def _was_said(evidence: str, context: Context) -> bool:
+    """Whether the seeker said these words: a model's quotation is kept only if it is one."""
+
+    def words(text: str) -> str:
+        return " ".join(re.findall(r"\w+", text.lower()))
+
+    return bool(words(evidence)) and any(
+        f" {words(evidence)} " in f" {words(turn.text)} " for turn in context.turns if turn.role == "seeker"
+    )

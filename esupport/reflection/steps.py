@@ -1,0 +1,120 @@
+"""Steps 3 and 4 of the method over many contexts: reflect, refine, and ask again where an answer cannot be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from esupport.data.preference import UNKNOWN, Context, Finding
+from esupport.generators.protocol import Reply, Request, digest
+from esupport.reflection.method import Method
+from esupport.reflection.parsing import parse_axis, parse_object, parse_reply
+
+Ask = Callable[[Sequence[Request]], list[Reply]]
+
+
+@dataclass
+class Outcome:
+    """What a step gave, by the contexts' keys.
+
+    Attributes:
+        values: findings by axis, or refined replies; what never came is not there.
+        versions: hash of what was asked.
+        seeds: of the sampling, in the attempt that was used or the last one.
+        unusable: the reason why a context has no value, or not all of it.
+        unended: contexts whose reply was cut at the longest length, in the last attempt too.
+        counts: requests ``asked`` (first attempts), ``retried`` and, in the end, ``unparsable``.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)
+    unended: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=lambda: Counter(asked=0, retried=0, unparsable=0))
+
+
+def reflect(method: Method, contexts: Sequence[Context], drafts: Mapping[str, str], seed: Any, ask: Ask) -> Outcome:
+    """Findings of each context by axis: step 3. An axis that is asked too early, or never answered, is unknown."""
+    outcome = Outcome()
+    if method.reflect is None:
+        return outcome
+    by_key = {context.key: context for context in contexts}
+    found: dict[str, dict[str, Finding]] = {key: {} for key in by_key}
+    waiting = {context.key: set(method.axes_of(context)) for context in contexts}
+    for attempt in range(method.reflect.retries + 1):
+        requests = []
+        for key, axes in waiting.items():
+            for request in method.reflect_requests(by_key[key], drafts[key], seed, attempt):
+                if axes and (method.form == "json" or request.id.removeprefix(f"{key}/") in axes):
+                    requests.append(request)
+        if not requests:
+            break
+        outcome.counts["retried" if attempt else "asked"] += len(requests)
+        if not attempt:
+            asked: dict[str, list[str]] = {}
+            for request in requests:
+                asked.setdefault(_key(request, by_key), []).append(request.version)
+            outcome.versions = {key: digest(versions) for key, versions in asked.items()}
+        for request, reply in zip(requests, ask(requests), strict=True):
+            key = _key(request, by_key)
+            outcome.seeds.setdefault(key, request.seed)
+            findings = _findings(method, by_key[key], request, reply)
+            found[key].update(findings)
+            waiting[key] -= set(findings)
+    for key, axes in waiting.items():
+        asked_axes = method.axes_of(by_key[key])
+        outcome.counts["unparsable"] += len(axes) if method.form == "axes" else bool(axes)
+        if axes and len(axes) == len(asked_axes):
+            outcome.unusable[key] = "reflect: no answer could be read"
+        outcome.values[key] = {name: found[key].get(name, Finding(text=UNKNOWN)) for name in method.asked}
+    return outcome
+
+
+def _key(request: Request, contexts: Mapping[str, Context]) -> str:
+    return request.id if request.id in contexts else request.id.rpartition("/")[0]
+
+
+def _findings(method: Method, context: Context, request: Request, reply: Reply) -> dict[str, Finding]:
+    axes = method.axes_of(context)
+    if method.form == "json":
+        return parse_object(request.begun + reply.text, axes, context) or {}
+    name = request.id.removeprefix(f"{context.key}/")
+    finding = parse_axis(reply.text, axes[name].pattern, context)
+    return {name: finding} if finding else {}
+
+
+def refine(
+    method: Method,
+    contexts: Sequence[Context],
+    drafts: Mapping[str, str],
+    findings: Mapping[str, Mapping[str, Finding]],
+    seed: Any,
+    ask: Ask,
+) -> Outcome:
+    """The refined reply to each context: step 4."""
+    outcome = Outcome()
+    assert method.refine
+    waiting = {context.key: context for context in contexts}
+    for attempt in range(method.refine.retries + 1):
+        requests = [method.refine_request(c, drafts[k], findings.get(k, {}), seed, attempt) for k, c in waiting.items()]
+        if not requests:
+            break
+        outcome.counts["retried" if attempt else "asked"] += len(requests)
+        for request, reply in zip(requests, ask(requests), strict=True):
+            outcome.versions[request.id], outcome.seeds[request.id] = request.version, request.seed
+            text = parse_reply(request.begun + reply.text)
+            outcome.unusable.pop(request.id, None)
+            outcome.unended.discard(request.id)
+            if not text:
+                outcome.unusable[request.id] = "refine: the reply is empty"
+            elif not reply.finished:
+                outcome.unended.add(request.id)
+            else:
+                del waiting[request.id]
+            outcome.values[request.id] = text
+    outcome.counts["unparsable"] = len(outcome.unusable)
+    outcome.counts["unended"] = len(outcome.unended)
+    return outcome

@@ -1,0 +1,134 @@
+"""A content-addressed store of what stages make: the same inputs are never worked on twice, and a killed stage goes on.
+
+    <root>/<stage>/<key>/          finished: its files, and stage.json, which tells what it was made from
+    <root>/<stage>/.<key>.partial  being made; what is in it is what a stopped stage goes on from
+    <root>/<stage>/.<key>.lock     held by the process that makes it
+
+``key`` is a hash of the inputs: the settings that matter, and the keys or contents of what came before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from esupport.errors import UserError
+
+_MANIFEST = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        name: of the stage.
+        key: hash of its inputs.
+        folder: where its files are.
+        inputs: what it was made from.
+        files: SHA-256 of each file, by its path in the folder.
+        seconds: what making it took, over all attempts.
+        reused: whether it was there already.
+    """
+
+    name: str
+    key: str
+    folder: Path
+    inputs: dict[str, Any]
+    files: dict[str, str]
+    seconds: float
+    reused: bool
+
+
+class Store:
+    """Stages by name and inputs below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def stage(self, name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Stage:
+        """The stage ``name`` of ``inputs``, made by ``make`` unless it is there.
+
+        ``make`` gets a folder that holds what an earlier, stopped attempt left in it; when it returns, the folder is
+        the stage. Names that begin with a dot are scratch and do not become part of it.
+
+        Raises:
+            UserError: a finished stage has lost files or was altered.
+        """
+        key = key_of(inputs)
+        folder, partial = self.root / name / key, self.root / name / f".{key}.partial"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone(name, key):
+            if folder.exists():
+                return _read(name, key, folder, reused=True)
+            partial.mkdir(exist_ok=True)
+            clock = partial / ".seconds"
+            before, started = float(clock.read_text()) if clock.exists() else 0.0, time.perf_counter()
+            try:
+                make(partial)
+            finally:
+                seconds = before + time.perf_counter() - started
+                write_atomically(clock, str(seconds))
+            for scratch in partial.glob(".*"):
+                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+            files = {str(path.relative_to(partial)): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+            manifest = {"stage": name, "key": key, "inputs": inputs, "files": files, "seconds": round(seconds, 3)}
+            write_atomically(partial / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            partial.rename(folder)
+        return _read(name, key, folder, reused=False)
+
+    def _alone(self, name: str, key: str) -> FileLock:
+        lock = FileLock(self.root / name / f".{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+            lock.release()
+        except Timeout:
+            print(f"Waiting for another process that makes {name}/{key} ...", flush=True)
+        return lock
+
+
+def key_of(inputs: dict[str, Any]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the inputs as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text``: a reader, or a process started after a kill, sees all of it or nothing."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(path)
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write JSON objects, one a line, atomically."""
+    write_atomically(path, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """JSON objects, one a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _read(name: str, key: str, folder: Path, reused: bool) -> Stage:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        wrong = [file for file, sha in manifest["files"].items() if _sha256(folder / file) != sha]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"paths.store: {folder} is damaged ({error}); remove it to have it made anew") from None
+    if wrong:
+        raise UserError(f"paths.store: {folder} was altered ({wrong[0]}); remove it to have it made anew")
+    return Stage(name, key, folder, manifest["inputs"], manifest["files"], manifest["seconds"], reused)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,60 @@
+"""Train an objective and measure what is kept of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+
+from esupport.objectives.module import Objective
+from esupport.rendering.datamodule import RowDataModule
+
+if TYPE_CHECKING:
+    from esupport.training.environment import Costs
+
+
+def measure(trainer: pl.Trainer, module: Objective, data: RowDataModule) -> dict[str, float]:
+    """``val/...`` figures of the weights as they are."""
+    trainer.validate(module, data, verbose=False)
+    return _figures(trainer)
+
+
+def measure_base(trainer: pl.Trainer, module: Objective, data: RowDataModule) -> dict[str, float]:
+    """``val/...`` figures of the backbone without the adapter."""
+    with module.policy.disable_adapter():
+        before = measure(trainer, module, data)
+    module.measured_at = None  # the adapter has not been measured
+    return before
+
+
+def fit(trainer: pl.Trainer, module: Objective, data: RowDataModule, checkpoint: str | None) -> dict[str, float]:
+    """Train, or go on from ``checkpoint``; the ``val/...`` figures of the adapter that is kept."""
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return _settle(trainer, module, data)
+
+
+def before_and_after(before: dict[str, float], after: dict[str, float], costs: Costs, trainer: pl.Trainer) -> dict[str, Any]:
+    """The figures of a training as ``metrics.json`` names them."""
+    return {
+        **{f"{name}_before": value for name, value in before.items()},
+        **{f"{name}_after": value for name, value in after.items()},
+        **costs.figures(trainer),
+    }
+
+
+def _figures(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+
+
+def _settle(trainer: pl.Trainer, module: Objective, data: RowDataModule) -> dict[str, float]:
+    """Measure the last adapter, go back to the best one where a callback kept a better, and return that one's figures."""
+    after = _figures(trainer) if module.measured_at == trainer.global_step else measure(trainer, module, data)
+    for kept in trainer.checkpoint_callbacks:
+        if isinstance(kept, pl.callbacks.ModelCheckpoint) and kept.monitor in after and kept.best_model_score is not None:
+            sign = 1 if kept.mode == "min" else -1
+            if sign * kept.best_model_score.item() < sign * after[kept.monitor]:
+                best = torch.load(kept.best_model_path, map_location="cpu", weights_only=True)
+                module.load_state_dict(best["state_dict"], strict=False)
+                after = measure(trainer, module, data)
+    return after
