@@ -33,18 +33,27 @@ TINY = [
     "+trainer.enable_progress_bar=false",
 ]
 
+SMOKE = [
+    "experiment=smoke",
+    "logger=none",
+    "samples.contexts=4",
+    "callbacks.progress_bar=null",
+    "+trainer.enable_progress_bar=false",
+]
+
 Compose = Callable[..., DictConfig]
 Train = Callable[..., dict[str, Any]]
+Evolve = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[Compose]:
-    """Composes ``conf/train.yaml`` with overrides, as a run whose directory is ``tmp_path``/``folder``."""
+    """Composes ``conf/train.yaml``, or another, with overrides, as a run whose directory is ``tmp_path``/``folder``."""
 
-    def make(*overrides: str, folder: str = "run") -> DictConfig:
+    def make(*overrides: str, folder: str = "run", config: str = "train") -> DictConfig:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", list(overrides), return_hydra_config=True)
+            cfg = compose(config, list(overrides), return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(tmp_path / folder)
             cfg.hydra.job.num = 0
@@ -66,5 +75,16 @@ def train(composed: Compose) -> Train:
 
     def go(*overrides: str, folder: str = "run") -> dict[str, Any]:
         return run(composed(*TINY, "data.limit=12", *overrides, folder=folder))
+
+    return go
+
+
+@pytest.fixture
+def evolve(composed: Compose, tmp_path: Path) -> Evolve:
+    """Runs the method on the tiny model, with few contexts and short texts; returns the systems' figures."""
+    from esupport.evolution.job import evolve as run
+
+    def go(*overrides: str, folder: str = "run") -> list[dict[str, Any]]:
+        return run(composed(*SMOKE, f"paths.store={tmp_path}/store", *overrides, folder=folder, config="evolve"))
 
     return go

@@ -103,7 +103,7 @@ NO_SYSTEM = ("mistral", "gemma")
 
 def shipped_texts() -> list[str]:
     """What is said in the shipped conversations."""
-    shipped = read_splits("pkg://esupport.data/shipped", "data")
+    shipped = read_splits("pkg://esupport.data/shipped", "data.path")
     return [turn["text"] for split in SPLITS for raw in shipped[split] for turn in raw.value["turns"]]
 
 

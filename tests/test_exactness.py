@@ -126,7 +126,9 @@ def test_every_target_of_every_row_is_packed_once() -> None:
     rows = [row for number, rs in enumerate(responses_of("qwen", 9)) for row in tree(str(number), rs)]
     for budget in (1, 300, 900, 100_000):
         batches = pack(rows, budget)
-        packed = sorted((batch.names[r], int(t)) for batch in batches for r, t in zip(batch.response, batch.targets, strict=True))
+        packed = sorted(
+            (batch.names[r], int(t)) for batch in batches for r, t in zip(batch.response, batch.targets, strict=True)
+        )
         assert packed == sorted((row.name, int(row.ids[t])) for row in rows for t in row.targets)
         longest = max(map(len, rows)) + 8
         assert all(batch.ids.numel() <= max(budget, longest) for batch in batches)

@@ -36,9 +36,11 @@ def check_types(config_name: str, cfg: DictConfig) -> dict[str, Any]:
 
 def check_resources(plain: dict[str, Any]) -> None:
     """``UserError`` for a file that is not there, or a gated model without a token."""
-    locate(plain["data"]["path"], "data")
+    locate(plain["data"]["path"], "data.path")
+    if plain["data"]["pairs"]:
+        locate(plain["data"]["pairs"], "data.pairs")
     if plain["replay"]["ratio"]:
-        locate(plain["replay"]["source"]["path"], "replay.source")
+        locate(plain["replay"]["source"]["path"], "replay.source.path")
     model = plain["model"]
     if model["adapter"] and not (Path(model["adapter"]).expanduser() / "adapter_config.json").is_file():
         raise UserError(f"model.adapter: no folder with an adapter_config.json: {model['adapter']}")

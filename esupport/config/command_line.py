@@ -105,7 +105,7 @@ def _parse(override: str) -> Override | None:
 def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     """One line for what does not compose: which override, and the nearest key or option."""
     keys = _keys(OmegaConf.to_container(compose(config_name)))
-    groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+    groups = sorted(str(folder.relative_to(CONF)) for folder in CONF.rglob("*") if folder.is_dir())
     for override in overrides:
         parsed = _parse(override)
         if parsed is None:

@@ -10,7 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Figure = Literal["val/nll_after", "val/perplexity_after", "val/replay_nll_after", "val/replay_perplexity_after"]
+Figure = Literal[
+    "val/nll_after",
+    "val/perplexity_after",
+    "val/replay_nll_after",
+    "val/replay_perplexity_after",
+    "val/preference_loss_after",
+]
 SystemFigure = Literal["nll", "perplexity", "reply_tokens", "distinct_2", "repetition", "unfinished", "kl_start", "kl_sft"]
 NucleusShare = Annotated[float, Field(gt=0, le=1)]
 
@@ -106,6 +112,7 @@ class Source(Own):
     seed: NonNegativeInt
     on_error: Literal["stop", "skip"]
     limit: PositiveInt | None
+    pairs: str | None
 
 
 class Objective(Own):
@@ -118,6 +125,7 @@ class Objective(Own):
     warmup: Share
     gradient_clip: PositiveFloat | None
     seed: NonNegativeInt
+    monitor: str
 
 
 class Loss(Partial):
@@ -216,6 +224,17 @@ class Train(Common):
     optimized_metric: Figure
     objective: Preference | Objective
 
+    @model_validator(mode="after")
+    def _pairs_are_for_preference(self) -> Train:
+        if isinstance(self.objective, Preference):
+            if self.data.pairs is None:
+                raise ValueError("objective=dpo learns from pairs: data.pairs=FILE, or use evolve.py, which makes them")
+            if isinstance(self.objective.optimizer.lr, list) or isinstance(self.objective.loss.beta, list):
+                raise ValueError("a list with a value a round is for evolve.py")
+        elif self.data.pairs is not None:
+            raise ValueError("data.pairs is for objective=dpo")
+        return self
+
 
 class Axis(Own):
     """:class:`esupport.reflection.method.Axis`."""
@@ -253,8 +272,8 @@ class Reflection(Own):
     form: Literal["axes", "json"]
     principles: str
     axes: dict[str, Axis | None]
-    reflect: Step | None
-    refine: Step | None
+    reflect: Step
+    refine: Step
 
 
 class Contexts(Own):
@@ -312,6 +331,12 @@ class Evolve(Common):
     generator: Node
     teacher: Node | None
     filters: dict[str, Node | None]
+
+    @model_validator(mode="after")
+    def _makes_its_own_pairs(self) -> Evolve:
+        if self.data.pairs is not None:
+            raise ValueError("evolve.py makes its own pairs; data.pairs is for train.py objective=dpo")
+        return self
 
     @model_validator(mode="after")
     def _a_value_a_round(self) -> Evolve:

@@ -30,23 +30,23 @@ class Raw(NamedTuple):
 def locate(path: str, key: str) -> Path | None:
     """The local file or folder that ``path`` names, or None where it is an id on the hub. ``pkg://`` is inside a package.
 
-    Raises ``UserError``, which names the source's ``key``, where it is neither.
+    Raises ``UserError``, which names ``key``, where it is neither.
     """
     if path.startswith(_PACKAGE):
         package, _, rest = path.removeprefix(_PACKAGE).partition("/")
         try:
             found = Path(str(files(package) / rest))
         except ModuleNotFoundError:
-            raise UserError(f"{key}.path: no such package: {package}") from None
+            raise UserError(f"{key}: no such package: {package}") from None
         if not found.exists():
-            raise UserError(f"{key}.path: no such file or folder in package {package}: {rest}")
+            raise UserError(f"{key}: no such file or folder in package {package}: {rest}")
         return found
     local = Path(path).expanduser()
     if local.exists():
         return local
     if _HUB_ID.fullmatch(path) and local.suffix not in (".json", ".jsonl"):
         return None
-    raise UserError(f"{key}.path: no such file or folder: {path}")
+    raise UserError(f"{key}: no such file or folder: {path}")
 
 
 def read_splits(path: str, key: str) -> dict[str, Iterator[Raw]]:
@@ -64,7 +64,7 @@ def read_splits(path: str, key: str) -> dict[str, Iterator[Raw]]:
         if candidate.is_file()
     }
     if not found:
-        raise UserError(f"{key}.path: {path} holds none of train, valid, test with .jsonl or .json")
+        raise UserError(f"{key}: {path} holds none of train, valid, test with .jsonl or .json")
     return found
 
 
@@ -113,7 +113,7 @@ def _hub_splits(name: str, key: str) -> dict[str, Iterator[Raw]]:
     try:
         loaded = load_dataset(name)
     except Exception as error:  # the hub client raises many kinds; all mean that the data cannot be had
-        raise UserError(f"{key}.path: cannot load {name} from the hub: {first_line(error)}") from error
+        raise UserError(f"{key}: cannot load {name} from the hub: {first_line(error)}") from error
 
     def rows(split: str) -> Iterator[Raw]:
         for index, row in enumerate(loaded[split]):
@@ -121,5 +121,5 @@ def _hub_splits(name: str, key: str) -> dict[str, Iterator[Raw]]:
 
     found = {split: rows(alias) for split in SPLITS for alias in _ALIASES[split] if alias in loaded}
     if not found:
-        raise UserError(f"{key}.path: {name} has none of the splits train, validation, test")
+        raise UserError(f"{key}: {name} has none of the splits train, validation, test")
     return found if len(found) > 1 else {"all": next(iter(found.values()))}

@@ -6,15 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
 from esupport.data.conversation import Conversation, content_hash
 from esupport.data.files import SPLITS, Raw, read_splits
+from esupport.data.preference import PreferencePair
+from esupport.data.readers import preference
 from esupport.errors import DataFault, UserError
 
 Parse = Callable[..., Conversation]
+T = TypeVar("T")
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Source:
         seed: seed of the draw.
         on_error: ``stop`` at the first fault, or ``skip`` and count.
         limit: at most so many conversations a side, for a quick look.
+        pairs: where preference pairs come from, in the same ways as ``path``; None where there are none.
     """
 
     path: str
@@ -58,13 +62,39 @@ class Source:
     seed: int
     on_error: Literal["stop", "skip"]
     limit: int | None
+    pairs: str | None
+
+    def read_pairs(self, key: str) -> tuple[list[PreferencePair], list[PreferencePair], list[DataFault]]:
+        """Preference pairs to train on and held out, and the faults of those left out.
+
+        Published sides are taken as they come; else the share ``fractions['valid']`` is held out, by conversation.
+        """
+        sides: dict[str, list[PreferencePair]] = {name: [] for name in (*SPLITS, "all")}
+        skipped: list[DataFault] = []
+        for side, raws in read_splits(str(self.pairs), f"{key}.pairs").items():
+            for raw in raws:
+                try:
+                    sides[side].append(_checked(preference.parse, raw))
+                except DataFault as fault:
+                    if self.on_error == "stop":
+                        raise
+                    skipped.append(fault)
+        train, valid = sides["train"], sides["valid"] or sides["test"]
+        rest = sides["all"] if not train else []
+        names = sorted({pair.context.conversation for pair in rest}, key=lambda name: _rank(self.seed, name))
+        held_out = set(names[: round(self.fractions.get("valid", 0.0) * len(names))])
+        train = train + [pair for pair in rest if pair.context.conversation not in held_out]
+        valid = valid + [pair for pair in rest if pair.context.conversation in held_out]
+        if not train:
+            raise UserError(f"{key}.pairs: no pair could be read from {self.pairs}")
+        return train[: self.limit], valid[: self.limit], skipped
 
     def read(self, key: str) -> Splits:
         """All conversations, divided; ``key`` names the source in messages.
 
         Raises ``DataFault`` at the first fault unless faults are skipped.
         """
-        published = read_splits(self.path, key)
+        published = read_splits(self.path, f"{key}.path")
         if self.split == "published" and "all" in published:
             raise UserError(f"{key}.split: {self.path} has no published split; use {key}.split=seed")
         splits = Splits()
@@ -90,7 +120,7 @@ class Source:
     def _conversations(self, raws: Iterator[Raw], splits: Splits) -> Iterator[Conversation]:
         for raw in raws:
             try:
-                conversation = self._parse(raw)
+                conversation = _checked(self.parse, raw)
                 splits.where[conversation.id] = raw.where
                 yield conversation
             except DataFault as fault:
@@ -98,18 +128,20 @@ class Source:
                     raise
                 splits.skipped.append(fault)
 
-    def _parse(self, raw: Raw) -> Conversation:
-        if isinstance(raw.value, DataFault):
-            raise raw.value
-        try:
-            return self.parse(raw.value, raw.key)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise DataFault(raw.where, ".".join(map(str, first["loc"])), first["msg"]) from None
-        except json.JSONDecodeError as error:
-            raise DataFault(raw.where, "text", f"not JSON: {error.msg}") from None
-        except ValueError as error:
-            raise DataFault(raw.where, "", str(error)) from None
+
+def _checked(parse: Callable[..., T], raw: Raw) -> T:
+    """What ``parse`` makes of a raw record; what it refuses is a ``DataFault`` that names file, line and field."""
+    if isinstance(raw.value, DataFault):
+        raise raw.value
+    try:
+        return parse(raw.value, raw.key)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataFault(raw.where, ".".join(map(str, first["loc"])), first["msg"]) from None
+    except json.JSONDecodeError as error:
+        raise DataFault(raw.where, "text", f"not JSON: {error.msg}") from None
+    except ValueError as error:
+        raise DataFault(raw.where, "", str(error)) from None
 
 
 def draw(conversations: list[Conversation], fractions: Mapping[str, float], seed: int) -> dict[str, list[Conversation]]:
@@ -121,12 +153,9 @@ def draw(conversations: list[Conversation], fractions: Mapping[str, float], seed
     for conversation in conversations:
         units.setdefault(conversation.group or content_hash(conversation.turns), []).append(conversation)
 
-    def rank(unit: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{unit}".encode()).digest()
-
     drawn: dict[str, list[Conversation]] = {side: [] for side in SPLITS}
     placed, total, bound = 0, len(conversations), 0.0
-    queue = sorted(units, key=rank)
+    queue = sorted(units, key=lambda unit: _rank(seed, unit))
     for side in SPLITS:
         bound += fractions.get(side, 0.0)
         # a unit goes to a side while the side's share is not reached at its middle
@@ -135,6 +164,10 @@ def draw(conversations: list[Conversation], fractions: Mapping[str, float], seed
             drawn[side].extend(unit)
             placed += len(unit)
     return drawn
+
+
+def _rank(seed: int, unit: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{unit}".encode()).digest()
 
 
 def _refuse_straddling_groups(splits: Splits, key: str) -> None:

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from esupport.config.binding import bind
 from esupport.config.check import check_resources, check_types
 from esupport.config.resolvers import output_dir
-from esupport.errors import UserError
 from esupport.evolution.contexts import Choice, choose
 from esupport.evolution.exam import Drift, Exam
 from esupport.evolution.learning import Learner
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.output import Output
-from esupport.evolution.per_round import of_round
 from esupport.evolution.rounds import Evolution, Settings
 from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Generator, Sampling
@@ -62,7 +59,6 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     console, folder = Console(), Path(output_dir())
     refuse_other_settings(plain, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml")
     pl.seed_everything(plain["seed"], verbose=False)
 
     store = Store(Path(plain["paths"]["store"]).expanduser())
@@ -74,11 +70,10 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     slot = Slot(backbone, plain["seed"], device_of(plain["trainer"]))
     scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
     writer = Writer(store, ledger, _speakers(plain, slot, prepared.renderer), console)
-    for step in (method.reflect, method.refine):
-        if step:
-            writer.speaker(step.by)
-    writer.speaker("policy")
-    loggers = make_loggers(plain, **_one_wandb_run(folder))
+    for by in ("policy", *(step.by for step in method.steps.values())):
+        writer.speaker(by)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    loggers = make_loggers(plain, lambda: _one_wandb_run(folder))
     learner = Learner(plain, prepared, slot, store, scorer, loggers, console)
     output = Output(folder, console, loggers, ledger, plain["evolution"]["samples"])
 
@@ -94,9 +89,7 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     choice: Choice = make(plain["contexts"], "contexts")
     settings = Settings(**{k: v for k, v in plain["evolution"].items() if k in Settings.__dataclass_fields__})
     sampling = dict(plain["samples"])
-    held_out = middle_contexts(
-        prepared.corpora["valid"].kept, sampling.pop("contexts"), prepared.renderer, choice.max_tokens
-    )
+    held_out = middle_contexts(prepared.corpora["valid"].kept, sampling.pop("contexts"), prepared.renderer, choice.max_tokens)
     exam = Exam(
         held_out=prepared.corpora["valid"],
         contexts=held_out,

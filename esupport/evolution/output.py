@@ -52,8 +52,7 @@ class Output:
         _copy(trained / "adapter", folder / "adapter")
         _copy(trained / "curve.jsonl", folder / "curve.jsonl")
         training = {
-            name.removeprefix("train/"): value
-            for name, value in json.loads((trained / "metrics.json").read_text()).items()
+            name.removeprefix("train/"): value for name, value in json.loads((trained / "metrics.json").read_text()).items()
         }
         whole = {
             "round": number,
@@ -64,13 +63,16 @@ class Output:
         }
         write_atomically(folder / "metrics.json", json.dumps(whole, indent=2) + "\n")
         kept, dropped = (
-            [PreferencePair.model_validate(line) for line in read_lines(folder / f"{name}.jsonl")] for name in ("pairs", "dropped")
+            [PreferencePair.model_validate(line) for line in read_lines(folder / f"{name}.jsonl")]
+            for name in ("pairs", "dropped")
         )
         show_round(self.console, kept, dropped, whole, self.samples)
         columns, rows = pair_rows([*kept, *dropped])
         for logger in self._wandb():
             logger.log_table(f"pairs/round_{number}", columns=columns, data=rows)
-        self._log(number, {**_numbers("pairs", figures), **_numbers("dropped", figures["filters"]), **_numbers("dpo", training)})
+        self._log(
+            number, {**_numbers("pairs", figures), **_numbers("dropped", figures["filters"]), **_numbers("dpo", training)}
+        )
 
     def system(self, systems: list[dict[str, Any]], adapter: str, exam: Exam) -> None:
         """Figures and held-out replies of all systems so far, the last of them new."""

@@ -20,7 +20,7 @@ from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Request, Sampling, digest, seed_of
 from esupport.reflection.method import Method
 from esupport.reflection.pairing import filter_counts, pair_up, sift
-from esupport.reflection.steps import Outcome, reflect, refine
+from esupport.reflection.steps import Outcome, refine, reflect
 from esupport.rendering.template import Renderer
 from esupport.store import Stage, Store, read_lines, write_lines
 
@@ -112,14 +112,11 @@ class Evolution:
             return lambda asked: self.writer.ask(step, number, asked, by, adapter)
 
         method, writers = self.method, {"draft": self.writer.speaker("policy").name}
-        reflected, refined = Outcome(), None
-        if method.reflect:
-            writers["reflect"] = self._writer(method.reflect.by)
-            reflected = reflect(method, contexts, texts, seed, ask("reflect", method.reflect.by))
-        if method.chosen == "refined" and method.refine:
-            writers["refine"] = self._writer(method.refine.by)
-            refined = refine(method, contexts, texts, reflected.values, seed, ask("refine", method.refine.by))
-        human = {} if refined else self.human
+        writers |= {name: self._writer(step.by) for name, step in method.steps.items()}
+        reflected = reflect(method, contexts, texts, seed, ask("reflect", method.reflect.by))
+        refined, human = None, self.human
+        if method.chosen == "refined":
+            refined, human = refine(method, contexts, texts, reflected.values, seed, ask("refine", method.refine.by)), {}
         pairs = pair_up(contexts, drafts, reflected, refined, human, writers, number)
         stage = self.store.stage(
             "pairs", {"pairs": digest(pairs), "filters": dict(self.filters)}, lambda folder: self._sift(pairs, folder)
@@ -180,4 +177,3 @@ def _read(stage: Stage, name: str) -> list[PreferencePair]:
 
 def _kept(stage: Stage) -> list[PreferencePair]:
     return _read(stage, "pairs")
-

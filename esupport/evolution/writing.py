@@ -36,8 +36,8 @@ class Writer:
         generator = self.speakers[by]
         if by == "policy" and not generator.serves_policy:
             raise UserError(
-                f"generator: {generator.name} cannot speak as M_t, which writes the drafts; use generator=transformers or vllm, "
-                "and generator@teacher=... for reflection and refinement by another model"
+                f"generator: {generator.name} cannot speak as M_t, which writes the drafts; use generator=transformers or "
+                "vllm, and generator@teacher=... for reflection and refinement by another model"
             )
         return generator
 

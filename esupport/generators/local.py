@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -91,13 +91,14 @@ def _decode(
     policy: PeftModel, requests: Sequence[Request], prompts: list[list[int]], ends: list[int], renderer: Renderer
 ) -> Tensor:
     """(rows, new tokens) ids that follow each prompt."""
+    base = cast("Any", policy.get_base_model())
     device, sampling = policy.device, requests[0].sampling
     extra = max(0, _LEAST_ROWS - len(prompts))
     rows = [*prompts, *([prompts[0]] * extra)]  # dummies repeat the first row
     families = [request.family for request in [*requests, *([requests[0]] * extra)]]
     trunks, owner, shared = _trunks(rows, families)
     rests = [row[s:] for row, s in zip(rows, shared, strict=True)]
-    window = getattr(policy.get_base_model().config.get_text_config(), "sliding_window", None)
+    window = getattr(base.config.get_text_config(), "sliding_window", None)
     multiple = _MULTIPLE
     if window is not None and _padded(trunks) + _padded(rests) + sampling.max_new_tokens > window:
         # a gap in a row counts against the window: each reads its own prompt, and there is none
@@ -106,7 +107,7 @@ def _decode(
     trunk_ids, trunk_mask = _left_padded(trunks, renderer.end_of_turn, device, _MULTIPLE)
     cache = DynamicCache(config=policy.config.get_text_config())
     positions = (trunk_mask.cumsum(-1) - 1).clamp(min=0)
-    policy.get_base_model().get_decoder()(
+    base.get_decoder()(
         input_ids=trunk_ids, attention_mask=trunk_mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
     cache.batch_select_indices(torch.tensor(owner, device=device))
@@ -118,8 +119,8 @@ def _decode(
     if sampling.one_line:
         stops = [_LineBreak(renderer, trunk_ids.shape[1] + rest.shape[1])]
     # what is not asked for would be filled in from the model's own file: Qwen's has a repetition penalty
-    policy.generation_config = GenerationConfig(eos_token_id=ends)
-    written = policy.generate(
+    cast("Any", policy).generation_config = GenerationConfig(eos_token_id=ends)
+    written: Tensor = policy.generate(
         input_ids=torch.cat([trunk_ids[owner], rest], dim=1),
         attention_mask=torch.cat([seen, rest_mask], dim=1),
         past_key_values=cache,

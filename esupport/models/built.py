@@ -59,7 +59,7 @@ def random_llama(hidden_size: int, layers: int, vocabulary: int, seed: int, cach
     """A Llama of random weights with a tokenizer made from the shipped conversations, for tests: it has learnt nothing."""
     from esupport.data.files import SPLITS, read_splits
 
-    shipped = read_splits("pkg://esupport.data/shipped", "data")
+    shipped = read_splits("pkg://esupport.data/shipped", "data.path")
     texts = [turn["text"] for split in SPLITS for raw in shipped[split] for turn in raw.value["turns"]]
     settings = json.dumps([hidden_size, layers, vocabulary, seed, CHATML, texts])
     key = hashlib.sha256(settings.encode()).hexdigest()[:12]

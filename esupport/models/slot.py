@@ -59,5 +59,3 @@ class Slot:
                 yield policy
         finally:
             policy.train(was_training)
-
-

@@ -153,8 +153,8 @@ class PreferenceOptimization(Objective):
             self.log(f"train/{name}", value)
         if self.chosen_fall is not None and means["chosen_logratio"] < -self.chosen_fall:
             warnings.warn(
-                f"step {self.global_step}: the chosen completions lost {-means['chosen_logratio']:.2f} nats a token against the "
-                f"reference (bound {self.chosen_fall}); raise objective.nll_weight or beta, or lower the learning rate",
+                f"step {self.global_step}: the chosen completions lost {-means['chosen_logratio']:.2f} nats a token against "
+                f"the reference (bound {self.chosen_fall}); raise objective.nll_weight or beta, or lower the learning rate",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -36,7 +36,7 @@ def sigmoid_norm(chosen: Tensor, rejected: Tensor, chosen_length: Tensor, reject
 
 
 def ipo(chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor, beta: float) -> Tensor:
-    r"""IPO (Azar et al. 2023, eq. 17) on log-ratios per token, as its authors ran it: :math:`(r_w/|y_w| - r_l/|y_l| - 1/(2\beta))^2`."""
+    r"""IPO (Azar et al. 2023, eq. 17): :math:`(r_w/|y_w| - r_l/|y_l| - 1/(2\beta))^2`, per token, as TRL has it."""
     return (chosen / chosen_length - rejected / rejected_length - 1 / (2 * beta)) ** 2
 
 

@@ -42,6 +42,7 @@ class Objective(pl.LightningModule, ABC):
             ``num_training_steps`` (``transformers.get_scheduler``); None keeps the rate as it is.
         warmup: share of the steps over which the rate rises.
         gradient_clip: bound on the gradient's norm; None for no bound.
+        monitor: the figure by which the best adapter is told; config files hand it to callbacks.
         seed: of dropout; each step draws from it anew, so that a resumed run drops what the whole run drops.
 
     Attributes:
@@ -55,12 +56,13 @@ class Objective(pl.LightningModule, ABC):
         scheduler: Callable[..., LRScheduler] | None,
         warmup: float,
         gradient_clip: float | None,
+        monitor: str,
         seed: int,
     ) -> None:
         super().__init__()
         self.policy = policy
         self.make_optimizer, self.make_scheduler, self.warmup = optimizer, scheduler, warmup
-        self.gradient_clip, self.seed = gradient_clip, seed
+        self.gradient_clip, self.monitor, self.seed = gradient_clip, monitor, seed
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the adapter, not the frozen weights
         self.measured_at: int | None = None

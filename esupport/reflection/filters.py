@@ -46,6 +46,7 @@ class Unfinished:
     """Draft or reply was cut at its longest length: what is learnt from it would have an end that nobody wrote."""
 
     def __call__(self, pair: PreferencePair) -> str | None:
+        """See :class:`Filter`."""
         if not pair.rejected_ended:
             return "the draft does not end"
         return None if pair.chosen_ended else "the reply does not end"

@@ -59,28 +59,25 @@ class Method:
         chosen: ``refined``, or ``human`` for the reply of the data (an ablation of the paper).
         form: ``axes`` asks for one axis at a time, with the answer begun; ``json`` asks for all at once as an object.
         principles: I of the paper, which stand before every request of both steps, as the system message.
-        axes: what is inferred, by name; a null one is left out.
-        reflect: how it is asked for; None goes straight to the refinement.
-        refine: how the draft is refined; None where the human reply is chosen.
+        axes: what is inferred, by name; a null one is left out, and without any the draft is refined straight away.
+        reflect: how it is asked for.
+        refine: how the draft is refined; not asked where the human reply is chosen.
 
     Raises:
-        UserError: a template or a pattern that cannot be used, or a step that is missing.
+        UserError: a template or a pattern that cannot be used.
     """
 
     chosen: Literal["refined", "human"]
     form: Literal["axes", "json"]
     principles: str
     axes: Mapping[str, Axis | None]
-    reflect: Step | None
-    refine: Step | None
+    reflect: Step
+    refine: Step
 
     def __post_init__(self) -> None:
-        if self.chosen == "refined" and self.refine is None:
-            raise UserError("reflection.refine: needed where reflection.chosen is refined")
-        for name, step in (("reflect", self.reflect), ("refine", self.refine)):
-            if step:
-                prompts.check(f"reflection.{name}.prompt", step.prompt)
-                prompts.check(f"reflection.{name}.begun", step.begun)
+        for name, step in self.steps.items():
+            prompts.check(f"reflection.{name}.prompt", step.prompt)
+            prompts.check(f"reflection.{name}.begun", step.begun)
         for name, axis in self.asked.items():
             try:
                 groups = re.compile(axis.pattern, re.DOTALL).groupindex
@@ -92,47 +89,42 @@ class Method:
     @property
     def asked(self) -> dict[str, Axis]:
         """The axes that are asked for."""
-        return {name: axis for name, axis in self.axes.items() if axis} if self.reflect else {}
+        return {name: axis for name, axis in self.axes.items() if axis}
+
+    @property
+    def steps(self) -> dict[str, Step]:
+        """The steps that are taken beside the draft."""
+        return {
+            **({"reflect": self.reflect} if self.asked else {}),
+            **({"refine": self.refine} if self.chosen == "refined" else {}),
+        }
 
     def axes_of(self, context: Context) -> dict[str, Axis]:
         """The axes that may be inferred of a context of this length."""
         said = sum(turn.role == "seeker" for turn in context.turns)
         return {name: axis for name, axis in self.asked.items() if said >= axis.from_turn}
 
-    def reflect_requests(self, context: Context, draft: str, seed: Any, attempt: int) -> list[Request]:
-        """What is asked of a context: one request an axis, or one for all. Their ids end in the axis."""
-        assert self.reflect
+    def reflect_requests(self, context: Context, draft: str, seed: Any, attempt: int) -> dict[str, Request]:
+        """What is asked of a context, by axis; in the form ``json`` one request under the empty name."""
         asked = self.axes_of(context)
-        if not asked:
-            return []
-        if self.form == "json":
-            return [self._request("reflect", self.reflect, context, "", {"axes": asked, "draft": draft}, None, seed, attempt)]
-        return [
-            self._request(
-                "reflect", self.reflect, context, name, {"axes": {name: axis}, "draft": draft}, axis.begun, seed, attempt
-            )
+        if self.form == "json" and asked:
+            return {"": self._request("reflect", context, "", {"axes": asked, "draft": draft}, None, seed, attempt)}
+        return {
+            name: self._request("reflect", context, name, {"axes": {name: axis}, "draft": draft}, axis.begun, seed, attempt)
             for name, axis in asked.items()
-        ]
+        }
 
     def refine_request(
         self, context: Context, draft: str, reflection: Mapping[str, Finding], seed: Any, attempt: int
     ) -> Request:
         """The refinement of a draft, given what was inferred."""
-        assert self.refine
         known = {name: finding for name, finding in reflection.items() if finding.known}
-        return self._request("refine", self.refine, context, "", {"draft": draft, "reflection": known}, None, seed, attempt)
+        return self._request("refine", context, "", {"draft": draft, "reflection": known}, None, seed, attempt)
 
     def _request(
-        self,
-        name: str,
-        step: Step,
-        context: Context,
-        part: str,
-        variables: Mapping[str, Any],
-        begun: str | None,
-        seed: Any,
-        attempt: int,
+        self, name: str, context: Context, part: str, variables: Mapping[str, Any], begun: str | None, seed: Any, attempt: int
     ) -> Request:
+        step = self.steps[name]
         everything = {"transcript": context.transcript(), "turns": context.turns, **variables}
         prompt = prompts.render(f"reflection.{name}.prompt", step.prompt, everything)
         if begun is None:

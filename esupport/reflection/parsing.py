@@ -14,6 +14,7 @@ _LABEL = re.compile(
     r"""(?:reply|response|answer|message|version)[^:\n]{0,30}|supporter|assistant|reply|response|answer)\s*\W{0,2}:\W{0,3}\s*""",
     re.IGNORECASE,
 )
+_COMMON = {"that", "this", "with", "have", "they", "their", "them", "been", "from", "what", "when", "were", "would", "your"}
 _FENCE = re.compile(r"^```\w*\n(.*?)\n?```\s*$", re.DOTALL)
 _QUOTES = (('"', '"'), ("“", "”"), ("'", "'"))
 
@@ -24,7 +25,10 @@ def parse_axis(answer: str, pattern: str, context: Context) -> Finding | None:
     if not found:
         return None
     groups = found.groupdict()
-    return _finding(groups["text"], groups.get("evidence") or "", context)
+    finding = _finding(groups["text"], groups.get("evidence") or "", context)
+    if finding and finding.known and "evidence" not in groups:
+        return finding.model_copy(update={"evidence": _nearest_words(finding.text, context)})
+    return finding
 
 
 def parse_object(answer: str, axes: Iterable[str], context: Context) -> dict[str, Finding] | None:
@@ -66,6 +70,20 @@ def _finding(text: str, evidence: str, context: Context) -> Finding | None:
     if text.strip(" .").lower() in _NOT_KNOWN:
         return Finding(text=UNKNOWN)
     return Finding(text=text, evidence=evidence if _was_said(evidence, context) else "")
+
+
+def _nearest_words(text: str, context: Context) -> str:
+    """The seeker's sentence that shares most of the longer words with ``text``, the latest of equal ones; or nothing.
+
+    For models too small to quote: it points a reader to the place, it is not the model's own evidence.
+    """
+
+    def stems(said: str) -> set[str]:
+        return {word[:6] for word in re.findall(r"\w{4,}", said.lower())} - _COMMON
+
+    said = [s for turn in context.turns if turn.role == "seeker" for s in re.split(r"(?<=[.!?])\s+", turn.text)]
+    best = max(reversed(said), key=lambda sentence: len(stems(sentence) & stems(text)), default="")
+    return best if stems(best) & stems(text) else ""
 
 
 def _was_said(evidence: str, context: Context) -> bool:

@@ -39,51 +39,44 @@ class Outcome:
 def reflect(method: Method, contexts: Sequence[Context], drafts: Mapping[str, str], seed: Any, ask: Ask) -> Outcome:
     """Findings of each context by axis: step 3. An axis that is asked too early, or never answered, is unknown."""
     outcome = Outcome()
-    if method.reflect is None:
+    if not method.asked:
         return outcome
-    by_key = {context.key: context for context in contexts}
-    found: dict[str, dict[str, Finding]] = {key: {} for key in by_key}
+    found: dict[str, dict[str, Finding]] = {context.key: {} for context in contexts}
     waiting = {context.key: set(method.axes_of(context)) for context in contexts}
     for attempt in range(method.reflect.retries + 1):
-        requests = []
-        for key, axes in waiting.items():
-            for request in method.reflect_requests(by_key[key], drafts[key], seed, attempt):
-                if axes and (method.form == "json" or request.id.removeprefix(f"{key}/") in axes):
-                    requests.append(request)
-        if not requests:
+        asked = [
+            (context, axis, request)
+            for context in contexts
+            if waiting[context.key]
+            for axis, request in method.reflect_requests(context, drafts[context.key], seed, attempt).items()
+            if not axis or axis in waiting[context.key]
+        ]
+        if not asked:
             break
-        outcome.counts["retried" if attempt else "asked"] += len(requests)
-        if not attempt:
-            asked: dict[str, list[str]] = {}
-            for request in requests:
-                asked.setdefault(_key(request, by_key), []).append(request.version)
-            outcome.versions = {key: digest(versions) for key, versions in asked.items()}
-        for request, reply in zip(requests, ask(requests), strict=True):
-            key = _key(request, by_key)
-            outcome.seeds.setdefault(key, request.seed)
-            findings = _findings(method, by_key[key], request, reply)
-            found[key].update(findings)
-            waiting[key] -= set(findings)
-    for key, axes in waiting.items():
-        asked_axes = method.axes_of(by_key[key])
-        outcome.counts["unparsable"] += len(axes) if method.form == "axes" else bool(axes)
-        if axes and len(axes) == len(asked_axes):
+        outcome.counts["retried" if attempt else "asked"] += len(asked)
+        replies = ask([request for _, _, request in asked])
+        for (context, axis, request), reply in zip(asked, replies, strict=True):
+            outcome.seeds.setdefault(context.key, request.seed)
+            if not attempt:
+                outcome.versions[context.key] = digest([outcome.versions.get(context.key), request.version])
+            findings = _findings(method, context, axis, request.begun, reply.text)
+            found[context.key].update(findings)
+            waiting[context.key] -= set(findings)
+    for context in contexts:
+        key, unanswered = context.key, waiting[context.key]
+        outcome.counts["unparsable"] += len(unanswered) if method.form == "axes" else bool(unanswered)
+        if unanswered and len(unanswered) == len(method.axes_of(context)):
             outcome.unusable[key] = "reflect: no answer could be read"
         outcome.values[key] = {name: found[key].get(name, Finding(text=UNKNOWN)) for name in method.asked}
     return outcome
 
 
-def _key(request: Request, contexts: Mapping[str, Context]) -> str:
-    return request.id if request.id in contexts else request.id.rpartition("/")[0]
-
-
-def _findings(method: Method, context: Context, request: Request, reply: Reply) -> dict[str, Finding]:
+def _findings(method: Method, context: Context, axis: str, begun: str, answer: str) -> dict[str, Finding]:
     axes = method.axes_of(context)
     if method.form == "json":
-        return parse_object(request.begun + reply.text, axes, context) or {}
-    name = request.id.removeprefix(f"{context.key}/")
-    finding = parse_axis(reply.text, axes[name].pattern, context)
-    return {name: finding} if finding else {}
+        return parse_object(begun + answer, axes, context) or {}
+    finding = parse_axis(answer, axes[axis].pattern, context)
+    return {axis: finding} if finding else {}
 
 
 def refine(
@@ -96,7 +89,6 @@ def refine(
 ) -> Outcome:
     """The refined reply to each context: step 4."""
     outcome = Outcome()
-    assert method.refine
     waiting = {context.key: context for context in contexts}
     for attempt in range(method.refine.retries + 1):
         requests = [method.refine_request(c, drafts[k], findings.get(k, {}), seed, attempt) for k, c in waiting.items()]

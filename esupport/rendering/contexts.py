@@ -14,9 +14,7 @@ def context_of(conversation: Conversation, turn: int, renderer: Renderer, max_to
     for start in renderer.starts(conversation, turn):
         if len(renderer.prompt(renderer.messages(conversation, turn, start))) <= max_tokens:
             said = merge(Turn(role=t.role, text=t.text) for t in conversation.turns[start:turn] if t.text)
-            return Context(
-                conversation=conversation.id, turn=turn, turns=said, instruction=conversation.instruction
-            )
+            return Context(conversation=conversation.id, turn=turn, turns=said, instruction=conversation.instruction)
     return None
 
 

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,10 @@ def device_of(trainer: dict[str, Any]) -> str:
     return str(made.strategy.root_device)
 
 
-def make_loggers(plain: dict[str, Any], **wandb: Any) -> list[Any]:
-    """The loggers of a run, with its settings logged; ``wandb`` are further settings of the W&B logger."""
+def make_loggers(plain: dict[str, Any], wandb: Callable[[], dict[str, Any]] = dict) -> list[Any]:
+    """The loggers of a run, with its settings logged; ``wandb`` gives further settings of the W&B logger."""
     nodes = {name: node for name, node in plain["logger"].items() if node and not _disabled(node)}
-    loggers = [make(node, f"logger.{name}", **(wandb if _is_wandb(node) else {})) for name, node in nodes.items()]
+    loggers = [make(node, f"logger.{name}", **(wandb() if _is_wandb(node) else {})) for name, node in nodes.items()]
     for logger in loggers:
         logger.log_hyperparams(plain)
     return loggers

@@ -23,7 +23,8 @@ from esupport.generators.protocol import Request, Sampling, seed_of, write_all
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.objectives.module import Objective
-from esupport.rendering.datamodule import RowDataModule
+from esupport.objectives.reference import Scorer, attach
+from esupport.store import Store
 from esupport.training.environment import Costs, make, make_loggers, make_trainer, quiet
 from esupport.training.fit import before_and_after, fit, measure_base
 from esupport.training.prepare import Prepared, prepare
@@ -102,11 +103,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     data = prepared.datamodule(plain)
     trainer = make_trainer(plain["trainer"], plain["callbacks"], make_loggers(plain), len(data.sampler))
     slot = Slot(backbone, plain["seed"], str(trainer.strategy.root_device))
-    module: Objective = make(plain["objective"], "objective")(policy=slot.load(None))
+    given = _reference(plain, prepared, slot) if plain["data"]["pairs"] else {}
+    module: Objective = make(plain["objective"], "objective")(policy=slot.load(None), **given)
 
     console.print("Measuring the base model on the held-out side ...")
     before = measure_base(trainer, module, data)
-    console.print(f"Training {sum(p.numel() for p in module.policy.parameters() if p.requires_grad):,} weights of the adapter ...")
+    console.print(
+        f"Training {sum(p.numel() for p in module.policy.parameters() if p.requires_grad):,} weights of the adapter ..."
+    )
     after = fit(trainer, module, data, checkpoint)
     metrics = {
         **before_and_after(before, after, costs, trainer),
@@ -124,6 +128,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         show_samples(console, samples)
         _log(trainer, metrics, samples)
     return metrics
+
+
+def _reference(plain: dict[str, Any], prepared: Prepared, slot: Slot) -> dict[str, Any]:
+    """Give the pairs the scores of the reference: what training starts from. What the objective must be told."""
+    store = Store(Path(plain["paths"]["store"]).expanduser())
+    scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+    adapter = Path(slot.backbone.adapter).expanduser() if slot.backbone.adapter else None
+    for name in ("train", "pairs_valid"):
+        corpus = prepared.corpora[name]
+        if corpus.units:
+            scores, _ = scorer.scores([row for unit in corpus.units for row in unit], adapter)
+            corpus.units = attach(corpus.units, scores)
+    return {"reference_is_start": True}
 
 
 def _samples(plain: dict[str, Any], prepared: Prepared, generator: Transformers, adapter: Path) -> list[Sample]:

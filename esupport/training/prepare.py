@@ -12,9 +12,10 @@ from esupport.data.preference import Context
 from esupport.data.source import Source, Splits
 from esupport.errors import DataFault, UserError
 from esupport.models.backbone import Backbone
-from esupport.rendering.corpus import Corpus, render_all
 from esupport.rendering.contexts import middle_contexts
+from esupport.rendering.corpus import Corpus, render_all
 from esupport.rendering.datamodule import RowDataModule
+from esupport.rendering.pairs import render_pairs
 from esupport.rendering.template import Renderer
 
 
@@ -61,13 +62,19 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
         if not splits.side(side):
             raise UserError(f"data.split: there is nothing on the side {side}; data.split=seed draws it, by data.fractions")
     corpora = {s: render_all(s, splits.side(s), renderer, source.on_error, splits.where) for s in ("train", "valid")}
-    for side, corpus in corpora.items():
-        if not corpus.units:
+    faults = list(splits.skipped)
+    if source.pairs:  # the conversations are held out only
+        learnt, held_out, skipped = source.read_pairs("data")
+        corpora["train"] = render_pairs("train", learnt, renderer, source.on_error)
+        corpora["pairs_valid"] = render_pairs("pairs_valid", held_out, renderer, source.on_error)
+        faults += skipped
+    for side in ("train", "valid"):
+        if not corpora[side].units:
             raise UserError(f"rendering.max_tokens: no reply of the side {side} fits, or none could be used")
     replayed = _replay(plain["replay"]) if plain["replay"]["ratio"] else Splits()
-    for name, examples in (("replay", replayed.train), ("replay_valid", replayed.valid)):
+    for name, examples in (("replay", [] if source.pairs else replayed.train), ("replay_valid", replayed.valid)):
         corpora[name] = render_all(name, examples, renderer, plain["replay"]["source"]["on_error"], replayed.where)
-    faults = [*splits.skipped, *replayed.skipped, *(fault for corpus in corpora.values() for fault in corpus.skipped)]
+    faults += [*replayed.skipped, *(fault for corpus in corpora.values() for fault in corpus.skipped)]
     return Prepared(renderer, corpora, faults, splits.duplicates)
 
 

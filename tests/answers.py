@@ -1,0 +1,26 @@
+"""What a scripted teacher answers in tests."""
+
+from __future__ import annotations
+
+import re
+
+from esupport.generators.protocol import Request
+
+
+def reflect_and_refine(request: Request) -> str:
+    """A finding for a question; for a refinement, a reply that depends on the draft, so that each pair is its own."""
+    prompt = request.messages[-1]["content"]
+    draft = re.search(r'wants to reply: "(.*)"', prompt)
+    if draft is None:
+        return "tired of the rain."
+    return f"That sounds hard. Tell me more about it, would you? {len(draft[1])}"
+
+
+def moody(request: Request) -> str:
+    """Cannot be read in the first attempt (an even seed), can be in a later one, for half of the requests."""
+    return "..." if request.seed % 2 else reflect_and_refine(request)
+
+
+def never(request: Request) -> str:
+    """Never to be read."""
+    return "..."
