@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +46,27 @@ Train = Callable[..., dict[str, Any]]
 Evolve = Callable[..., list[dict[str, Any]]]
 
 
+def config_of(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
+    """``conf/NAME.yaml`` with overrides, as a run whose directory is ``folder``."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(name, list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+        cfg.hydra.job.num = 0
+        cfg.hydra.job.override_dirname = ",".join(overrides)
+    HydraConfig.instance().set_config(cfg)
+    plain = OmegaConf.create({k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"})  # type: ignore
+    assert isinstance(plain, DictConfig)
+    return plain
+
+
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[Compose]:
     """Composes ``conf/train.yaml``, or another, with overrides, as a run whose directory is ``tmp_path``/``folder``."""
 
     def make(*overrides: str, folder: str = "run", config: str = "train") -> DictConfig:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose(config, list(overrides), return_hydra_config=True)
-        with open_dict(cfg):
-            cfg.hydra.runtime.output_dir = str(tmp_path / folder)
-            cfg.hydra.job.num = 0
-            cfg.hydra.job.override_dirname = ",".join(overrides)
-        HydraConfig.instance().set_config(cfg)
-        plain = OmegaConf.create({k: v for k, v in OmegaConf.to_container(cfg).items() if k != "hydra"})  # type: ignore
-        assert isinstance(plain, DictConfig)
-        return plain
+        return config_of(config, overrides, tmp_path / folder)
 
     yield make
     GlobalHydra.instance().clear()

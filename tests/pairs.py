@@ -110,7 +110,7 @@ def alone(model: Any, response: Response) -> Tensor:
     """Log-probability of a completion: a scalar from an ordinary forward of this response and of nothing else."""
     ids = torch.tensor([response.ids])
     logprobs = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-    return logprobs.gather(1, ids[0, 1:, None])[-len(response.completion) :, 0].sum()
+    return logprobs.gather(1, ids[0, 1:, None])[-len(response.completion) :, 0].double().sum()
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -42,18 +43,16 @@ HABITS: dict[Style, tuple[str, ...]] = {
 }
 JOBS = ("nurse", "baker", "teacher", "driver", "farmer", "painter", "clerk", "tailor")
 WORRIES = ("exam", "rent", "move", "wedding", "divorce", "trial", "visit", "surgery")
-AGES = ("twenty", "thirty", "forty", "fifty")
 
 FIRST = (
-    "I am a {temper} {job} of {age}. {habit} The {worry} worries me.",
-    "My friends call me {temper}. {habit} I work as a {job} and the {worry} is too much for me.",
-    "The {worry} keeps me awake. I am a {job}, {age} years old and rather {temper}. {habit}",
-    "At {age} I am still the {temper} {job} of the family. {habit} Now the {worry} comes.",
+    "I am a {temper} {job}. {habit} The {worry} worries me.",
+    "I work as a {job} and fear the {worry}. I am {temper}. {habit}",
+    "The {worry} is near. {habit} I am the {temper} {job}.",
 )
 NEXT = (
-    "Thank you. As a {manner} person I fear the {worry} too.",
-    "I will try that. The {worry} is just as hard. I am so {manner}.",
-    "That helps a little. I feel {manner} today. My next trouble is the {worry}.",
+    "Thank you. I am {manner}. I fear the {worry} too.",
+    "The {worry} is just as hard. I am so {manner}.",
+    "I feel {manner} today. My next trouble is the {worry}.",
 )
 QUESTIONS = (
     "What is hard about the {worry}?",
@@ -76,7 +75,6 @@ class Person:
     manner: int
     habit: int
     job: int
-    age: int
 
     @property
     def held_out(self) -> bool | None:
@@ -91,14 +89,12 @@ class Person:
             "manner": TEMPERS[self.kind][self.manner],
             "habit": HABITS[self.kind][self.habit],
             "job": JOBS[self.job],
-            "age": AGES[self.age],
         }
 
 
 def kind_of(text: str) -> Style:
     """The rule that is planted: which style fits the person who says this."""
-    (kind,) = {kind for kind, words in TEMPERS.items() if set(words) & set(re.findall(r"\w+", text))}
-    return kind
+    return next((kind for kind, words in TEMPERS.items() if set(words) & set(re.findall(r"\w+", text))), None)
 
 
 def _one_of(templates: Sequence[str]) -> str:
@@ -136,7 +132,7 @@ def conversation(draw: Random, name: str, person: Person) -> dict[str, Any]:
     for templates, worry in zip((FIRST, NEXT), draw.sample(WORRIES, 2), strict=True):
         said = draw.choice(templates).format(worry=worry, **person.words)
         turns.append({"role": "seeker", "text": said})
-        turns.append({"role": "supporter", "text": reply(draw, JOBS[person.job], worry, draw.choice(STYLES))})
+        turns.append({"role": "supporter", "text": reply(draw, person.words["job"], worry, draw.choice(STYLES))})
     return {"id": name, "turns": turns}
 
 
@@ -147,7 +143,7 @@ def conversations(seed: int, count: int, held_out: bool, name: str) -> list[dict
     said: set[str] = set()
     while len(made) < count:
         kind = STYLES[len(made) % 2]
-        numbers = (draw.randrange(len(words)) for words in (TEMPERS[kind], TEMPERS[kind], HABITS[kind], JOBS, AGES))
+        numbers = (draw.randrange(len(words)) for words in (TEMPERS[kind], TEMPERS[kind], HABITS[kind], JOBS))
         person = Person(kind, *numbers)
         one = conversation(draw, f"{name}-{len(made)}", person)
         if person.held_out is held_out and one["turns"][0]["text"] not in said:
@@ -246,6 +242,12 @@ def composed(folder: Path, *overrides: str) -> Iterator[DictConfig]:
     finally:
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = None
+
+
+def save_start(cfg: DictConfig, folder: Path) -> None:
+    """An adapter that changes nothing yet, for ``model.adapter``: phase 1 is skipped."""
+    backbone = instantiate(cfg.model)
+    backbone.save(backbone.load(cfg.seed), folder)
 
 
 @dataclass(frozen=True)

@@ -406,12 +406,17 @@ def test_another_reference_than_the_start_is_not_held_against_it(bench: MakeBenc
 def test_in_bfloat16_the_bound_is_per_token_and_a_wrong_adapter_is_still_seen(bench: MakeBench) -> None:
     ours = bench("model.dtype=bfloat16", "trainer.precision=bf16-mixed", "batching.tokens_per_batch=1")
     start, other = ours.adapter("start", 1), ours.adapter("other", 2)
-    kept, _ = Scorer(ours.slot, ours.store, 4000, "bf16-mixed").scores(ours.rows, start)
-    module, _ = ours.fit(start, kept, is_start=True)
-    assert len(module.curve) == 1
-    wrong, _ = Scorer(ours.slot, ours.store, 4000, "bf16-mixed").scores(ours.rows, other)
-    with pytest.raises(UserError, match="before training, policy and reference differ"):
-        ours.fit(start, wrong, is_start=True)
+    scorer = Scorer(ours.slot, ours.store, 4000, "bf16-mixed")
+    kept, _ = scorer.scores(ours.rows, start)
+    lengths = [np.bincount(row.response).astype(np.float32) for row in ours.rows]
+    within, beyond = ([k + by * n for k, n in zip(kept, lengths, strict=True)] for by in (0.015, 0.03))
+    for scores in (kept, within):
+        module, _ = ours.fit(start, scores, is_start=True)
+        assert len(module.curve) == 1
+    wrong, _ = scorer.scores(ours.rows, other)
+    for scores in (beyond, wrong):
+        with pytest.raises(UserError, match=r"before training, policy and reference differ by .* \(bound 0\.\d+\): "):
+            ours.fit(start, scores, is_start=True)
 
 
 def test_the_reference_is_the_rounds_start_and_not_the_base(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,6 +442,17 @@ def test_the_reference_is_the_rounds_start_and_not_the_base(bench: MakeBench, mo
     trap = bench(folder="trap")
     with pytest.raises(UserError, match="the reference's scores are not those of the policy's start"):
         learner_of(trap).prefer(1, trap.corpus, trap.adapter("start", 1), trap.folder / "start")
+
+
+def test_the_base_is_without_the_adapter_that_the_model_was_given(bench: MakeBench) -> None:
+    ours = bench()
+    start = ours.adapter("start", 1)
+    own, base = ours.measured(start), ours.measured(None)
+    given = bench(f"model.adapter={start}", folder="given")
+    scorer = Scorer(given.slot, given.store, 2048, "32-true")
+    for adapter, want in ((None, base), (start, own), (given.adapter("other", 2), ours.measured(given.folder / "other"))):
+        kept, _ = scorer.scores(given.rows, adapter)
+        np.testing.assert_allclose(np.concatenate(kept), np.concatenate(want), atol=1e-4)
 
 
 M0, M1, M2 = (Path(f"M{number}/adapter") for number in range(3))
@@ -531,9 +547,9 @@ def test_rewards_of_every_loss_have_its_own_scale(bench: MakeBench) -> None:
 
 
 def warned(bench: Bench, start: Path, fall: float) -> list[str]:
-    """Warnings of three steps in which the chosen completions stand ``fall`` nats a token below the reference."""
-    lengths = [np.bincount(row.response).astype(np.float32) for row in bench.rows]
-    reference = [own + fall * length for own, length in zip(bench.measured(start), lengths, strict=True)]
+    """Warnings of three steps in which the chosen completions stand ``fall`` nats a token below the reference, others above."""
+    shifts = [np.bincount(row.response) * np.resize([fall, -fall], row.responses) for row in bench.rows]
+    reference = [(own + shift).astype(np.float32) for own, shift in zip(bench.measured(start), shifts, strict=True)]
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         module, _ = bench.fit(start, reference, **ONE_BY_ONE)

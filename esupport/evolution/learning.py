@@ -111,6 +111,7 @@ class Learner:
 
     def _inputs(self, objective: dict[str, Any], epochs: int, corpora: dict[str, Corpus]) -> dict[str, Any]:
         trainer = {k: v for k, v in self.plain["trainer"].items() if k not in _COSMETIC}
+        objective = {k: v for k, v in objective.items() if k != "monitor"}
         rows = {name: rows_digest([row for unit in c.units for row in unit]) for name, c in corpora.items() if c.units}
         return {
             "objective": objective,

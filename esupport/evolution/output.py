@@ -38,6 +38,10 @@ class Output:
     ledger: Ledger
     samples: int
 
+    def __post_init__(self) -> None:
+        for logger in self._wandb():
+            logger.experiment.define_metric("rounds/*", step_metric="rounds/round")
+
     def adapter(self, source: Path, target: str) -> None:
         """Copy an adapter's folder into the run's directory."""
         _copy(source, self.folder / target)
@@ -69,6 +73,7 @@ class Output:
         show_round(self.console, kept, dropped, whole, self.samples)
         columns, rows = pair_rows([*kept, *dropped])
         for logger in self._wandb():
+            logger._prefix = ""  # a training's prefix is over
             logger.log_table(f"pairs/round_{number}", columns=columns, data=rows)
         self._log(
             number, {**_numbers("pairs", figures), **_numbers("dropped", figures["filters"]), **_numbers("dpo", training)}

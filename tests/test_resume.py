@@ -1,0 +1,114 @@
+"""A run of the method that is killed, again and again, ends in the bytes of one that is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Evolve
+from test_multirun import records
+
+SEED = 20251109
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_points_change_no_byte(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "tests/killed.py", str(tmp_path), str(SEED), "10"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= 10
+    assert found["files"] >= 3 + 3 * 2 + 1  # adapters; pairs, drops and curves; held-out replies
+    assert all(found["equal"]), found
+
+
+def test_generation_goes_on_behind_the_last_whole_batch(
+    evolve: Evolve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from esupport.generators.local import Transformers
+
+    written: list[int] = []
+    real = Transformers.write
+
+    def failing(self: Transformers, requests, adapter):  # type: ignore[no-untyped-def]
+        written.append(len(requests))
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        return real(self, requests, adapter)
+
+    monkeypatch.setattr(Transformers, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evolve("evolution.rounds=1", "generator.rows=4")
+    kept = list((tmp_path / "store").rglob(".batch-*.jsonl"))
+    evolve("evolution.rounds=1", "generator.rows=4")
+    asked = [len(path.read_text().splitlines()) for path in (tmp_path / "store").rglob("replies.jsonl")]
+    assert kept
+    assert sum(written) - written[6] == sum(asked), "what was written before the stop is not written again"
+    assert not list((tmp_path / "store").rglob(".batch-*"))
+
+
+def test_training_goes_on_from_its_last_checkpoint(evolve: Evolve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from esupport.objectives.dpo import PreferenceOptimization
+
+    settings = ["evolution.rounds=1", "evolution.epochs=4", "callbacks.last.every_n_train_steps=1"]
+    evolve(*settings)
+    expected = (tmp_path / "run/round-1/adapter/adapter_model.safetensors").read_bytes()
+    curve = (tmp_path / "run/round-1/curve.jsonl").read_bytes()
+    steps: list[int] = []
+    real = PreferenceOptimization.on_step_end
+
+    def stopping(self: PreferenceOptimization) -> None:
+        real(self)
+        steps.append(self.global_step)
+        if len(steps) == 3:
+            raise RuntimeError("the power is out")
+
+    monkeypatch.setattr(PreferenceOptimization, "on_step_end", stopping)
+    monkeypatch.setattr("esupport.store.key_of", _other_key)
+    with pytest.raises(RuntimeError, match="the power is out"):
+        evolve(*settings, folder="again")
+    evolve(*settings, folder="again")
+    assert (tmp_path / "again/round-1/adapter/adapter_model.safetensors").read_bytes() == expected
+    assert (tmp_path / "again/round-1/curve.jsonl").read_bytes() == curve
+    assert steps == [*range(1, 4), *range(3, len(curve.splitlines()) + 1)], "the step that was not kept, then the rest"
+
+
+def _other_key(inputs: dict[str, object]) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[16:32]
+
+
+def test_an_interrupted_offline_run_keeps_its_id_and_its_parts_join(evolve: Evolve, tmp_path: Path) -> None:
+    """``wandb sync --id ID DIRECTORIES`` uploads the parts to one run, in the order of their start."""
+    import wandb
+
+    settings = ["logger=wandb", "evolution.rounds=1"]
+    for _ in range(2):
+        evolve(*settings)
+        wandb.finish()
+    parts = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    assert len({part.name.rpartition("-")[2] for part in parts}) == 1
+    for part in parts:
+        (path,) = part.glob("*.wandb")
+        keys: set[str] = set()
+        ids = set()
+        for record in records(path):
+            if record.WhichOneof("record_type") == "run":
+                ids.add(record.run.run_id)
+            if record.WhichOneof("record_type") == "history":
+                keys |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+        assert ids == {part.name.rpartition("-")[2]}
+        assert {"rounds/round", "rounds/held_out/nll", "rounds/pairs/kept"} <= keys
+        assert any(key.startswith("pairs/round_1") for key in keys)
