@@ -20,8 +20,20 @@ from esupport.config.check import check_types
 from esupport.config.command_line import CONF, check_command_line, composed
 from esupport.errors import UserError
 
-OPTIONS = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
+OPTIONS = [
+    (config, str(f.parent.relative_to(CONF)), f.stem)
+    for f in sorted(CONF.rglob("*/*.yaml"))
+    for config in ("train", "evolve")
+    if f.parent.name != "evolve"  # composed with the experiment of the same name
+    and not (config == "train" and (f.parent.name in ("reflection", "generator", "filters") or "# evolve.py" in f.read_text()))
+    and (config, f.parent.name, f.stem) not in {("evolve", "objective", "sft"), ("train", "callbacks", "evolve")}
+    and not (config == "train" and f.parent.name == "loss")
+]
+TEACHER = "{_target_:answers.never,_partial_:true}"
 NEEDED = {  # options that leave something to the user
+    "dpo": ["data.pairs=some/pairs"],
+    "openai": ["generator.model=m"],
+    "scripted": [f"generator.answer={TEACHER}"],
     "hub": ["model.path=some/model"],
     "native": ["data.path=some/data"],
     "extes": ["data.path=some/data"],
@@ -30,34 +42,47 @@ NEEDED = {  # options that leave something to the user
 }
 
 
-def plain_of(*overrides: str) -> dict[str, Any]:
-    return check_types("train", composed("train", list(overrides)))
+def plain_of(*overrides: str, config: str = "train") -> dict[str, Any]:
+    return check_types(config, composed(config, list(overrides)))
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
-def test_every_option_of_every_group_composes_and_its_nodes_fit_what_they_name(group: str, option: str) -> None:
-    overrides = [f"{group}={option}", *NEEDED.get(option, [])]
-    bind(plain_of(*overrides))
+@pytest.mark.parametrize(("config", "group", "option"), OPTIONS, ids=[f"{c} {g}={o}" for c, g, o in OPTIONS])
+def test_every_option_of_every_group_composes_and_its_nodes_fit_what_they_name(config: str, group: str, option: str) -> None:
+    needed = [] if (config, option) == ("evolve", "dpo") else NEEDED.get(option, [])
+    bind(plain_of(f"{group}={option}", *needed, config=config))
+
+
+@pytest.mark.parametrize("loss", [f.stem for f in sorted((CONF / "objective/loss").glob("*.yaml"))])
+def test_every_loss_composes_with_pairs_of_ones_own(loss: str) -> None:
+    bind(plain_of("objective=dpo", f"objective/loss={loss}", "data.pairs=some/pairs"))
+
+
+def test_what_an_experiment_changes_of_evolve_alone_is_taken() -> None:
+    for name in ("smoke", "esconv", "paper_llama3"):
+        assert (CONF / f"experiment/evolve/{name}.yaml").exists()
+    plain = plain_of("experiment=paper_llama3", config="evolve")
+    assert plain["reflection"]["form"] == "json"
+    assert plain["contexts"]["per_round"] == 2000
+    assert plain_of("experiment=no_emotion", config="evolve")["reflection"]["axes"]["emotion"] is None
 
 
 def test_every_key_has_a_comment() -> None:
     """On its line or above it, or in the file that its own file starts from."""
     started_from = {"model": "hub", "data": "native", "trainer": "default", "callbacks": "default"}
+    started_from |= {"reflection": "personalized", "filters": "default"}
     bare = []
-    for path in [CONF / "train.yaml", *sorted(CONF.glob("*/*.yaml"))]:
+    for path in [CONF / "train.yaml", CONF / "evolve.yaml", *sorted(CONF.rglob("*/*.yaml"))]:
         lines = path.read_text().split("\n")
         assert lines[0].startswith("#"), f"{path.name} does not say what it is"
         base = CONF / path.parent.name / f"{started_from.get(path.parent.name)}.yaml"
         known = {"_target_", "_partial_", "defaults", "hydra"}
         if base.exists() and base != path:
             known |= set(re.findall(r"^ *([\w.]+):", base.read_text(), re.M))
-        if path.parent.name in ("experiment", "sweep"):  # they repeat keys that are commented where they are defined
-            known |= set(
-                re.findall(
-                    r"^ *([\w.]+):", (CONF / "train.yaml").read_text() + (CONF / "trainer/default.yaml").read_text(), re.M
-                )
-            )
-            known |= {"data", "trainer", "model", "params"}
+        if {"experiment", "sweep"} & set(path.parts):  # they repeat keys that are commented where they are defined
+            defined = ("train", "evolve", "trainer/default", "objective/dpo", "reflection/personalized", "filters/default")
+            for file in defined:
+                known |= set(re.findall(r"^ *([\w.]+):", (CONF / f"{file}.yaml").read_text(), re.M))
+            known |= {"data", "trainer", "model", "params", "reflection", "filters", "objective"}
         text = False
         for number, line in enumerate(lines):
             key = re.match(r" *([\w.]+):(.*)", line)
@@ -70,6 +95,8 @@ def test_every_key_has_a_comment() -> None:
                 and not lines[number - 1].lstrip().startswith("#")
             ):
                 bare.append(f"{path.relative_to(CONF)}:{number + 1}: {line.strip()}")
+            elif key:  # in a list of alike nodes, the first one tells
+                known.add(key[1])
     assert bare == []
 
 
@@ -82,16 +109,25 @@ def test_every_key_has_a_comment() -> None:
         (schema.Objective, "esupport.objectives.sft.SupervisedFineTuning"),
         (schema.Rendering, "esupport.rendering.template.Renderer"),
         (schema.Batching, "esupport.rendering.datamodule.RowDataModule"),
-        (schema.Samples, "esupport.generators.local.write_replies"),
+        (schema.Sampling, "esupport.generators.protocol.Sampling"),
+        (schema.Preference, "esupport.objectives.dpo.PreferenceOptimization"),
+        (schema.Axis, "esupport.reflection.method.Axis"),
+        (schema.Step, "esupport.reflection.method.Step"),
+        (schema.Reflection, "esupport.reflection.method.Method"),
+        (schema.Contexts, "esupport.evolution.contexts.Choice"),
+        (schema.Drift, "esupport.evolution.exam.Drift"),
     ],
 )
 def test_the_schema_names_what_the_code_takes(model: Any, target: str) -> None:
     """No key without a parameter and, but for what the code itself adds, no parameter without a key."""
-    added = {"policy", "tokenizer", "renderer", "contexts", "corpora", "replay_ratio"}
-    own = {"Renderer": {"instruction_in", "template_kwargs"}, "RowDataModule": {"seed"}, "write_replies": {"seed"}}
+    added = {"policy", "tokenizer", "renderer", "corpora", "replay_ratio", "reference_is_start"}
+    own = {"Renderer": {"instruction_in", "template_kwargs"}, "RowDataModule": {"seed"}}
     parameters = set(inspect.signature(get_object(target)).parameters) - added - own.get(target.rpartition(".")[2], set())
-    keys = set(model.model_fields) - {"target" if "_target_" in str(model.model_fields.get("target")) else "", "partial"}
-    assert keys - {"contexts"} == parameters
+    if "others" in parameters:  # handed to the base class
+        parameters |= set(inspect.signature(get_object("esupport.objectives.module.Objective")).parameters) - added - {"others"}
+        parameters.remove("others")
+    hydra = {name for name, field in model.model_fields.items() if field.alias and field.alias.startswith("_")}
+    assert set(model.model_fields) - hydra == parameters
 
 
 @pytest.mark.parametrize(
@@ -122,11 +158,36 @@ def test_the_schema_names_what_the_code_takes(model: Any, target: str) -> None:
         (["model=tiny", "model.path=a/b"], "model: value error, tiny is built on this machine"),
         (["x=[1"], "cannot read 'x=[1'"),
         (["~objective.scheduler"], "objective.scheduler: field required"),
+        (["objective=dpo"], "objective=dpo learns from pairs"),
+        (["objective=dpo", "data.pairs=none.jsonl"], "data.pairs: no such file or folder: none.jsonl"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(overrides: list[str], message: str) -> None:
+    told_of("train", overrides, message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evolution.rouds=3"], "evolution.rouds: unknown key; did you mean evolution.rounds?"),
+        (["reflection=personalised"], "reflection: no option 'personalised'; did you mean personalized?"),
+        (["objective/loss=sigmod"], "objective/loss: no option 'sigmod'; did you mean sigmoid?"),
+        (["evolution.start=last"], "evolution.start: should be 'previous' or 'sft' (given: 'last')"),
+        (["contexts.turns=some"], "contexts.turns: should be 'spread', 'first', 'last' or 'random'"),
+        (["objective.loss.beta=-1"], "objective.loss.beta"),
+        (["evolution.epochs=[1,2,3]"], "evolution.epochs has 3 values for 2 rounds"),
+        (["data.pairs=x.jsonl"], "evolve.py makes its own pairs"),
+        (["generator=openai"], "generator.model: needs a value: generator.model=..."),
+        (["reflection.reflect.by=me"], "reflection.reflect.by: should be 'policy', 'base' or 'teacher'"),
+    ],
+)
+def test_a_mistake_in_evolve_is_one_line_that_names_the_key(overrides: list[str], message: str) -> None:
+    told_of("evolve", overrides, message)
+
+
+def told_of(config: str, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as told:
-        check_command_line("train", overrides)
+        check_command_line(config, overrides)
     assert str(told.value).lower().startswith(message.lower())
     assert "\n" not in str(told.value)
 
@@ -195,8 +256,8 @@ def test_no_weights_load_before_the_configuration_is_sound(train: Train, monkeyp
 
 
 def test_errors_exit_non_zero_with_one_line_and_need_no_torch() -> None:
-    for arguments, code in ((["seed=abc"], 2), (["--help"], 0)):
-        command = [sys.executable, "-X", "importtime", "train.py", *arguments]
+    for program, arguments, code in (("train", ["seed=abc"], 2), ("evolve", ["seed=abc"], 2), ("train", ["--help"], 0)):
+        command = [sys.executable, "-X", "importtime", f"{program}.py", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         imported = [line for line in done.stderr.split("\n") if line.startswith("import time:")]
         told = [line for line in done.stderr.split("\n") if line and not line.startswith("import time:")]
@@ -223,7 +284,7 @@ COMMANDS = [
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.S)
     for line in block.replace("\\\n", " ").split("\n")
-    if "train.py" in line and not line.startswith("#")
+    if re.search(r"\b(train|evolve)\.py", line) and not line.startswith("#")
 ]
 
 
@@ -234,14 +295,18 @@ def test_commands_are_found() -> None:
 
 def overrides_of(command: str) -> list[str]:
     words = shlex.split(command, comments=True)
-    return words[next(i for i, w in enumerate(words) if w.endswith("train.py")) + 1 :]
+    return words[next(i for i, w in enumerate(words) if w.endswith(".py")) + 1 :]
+
+
+def config_of_command(command: str) -> str:
+    return "evolve" if "evolve.py" in command else "train"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_documented_command_composes(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esupport.config.command_line.check_resources", lambda plain: None)
     words = [w for w in overrides_of(command) if not w.startswith("-")]
-    check_command_line("train", words, sweep="-m" in overrides_of(command))
+    check_command_line(config_of_command(command), words, sweep="-m" in overrides_of(command))
 
 
 SMALLER = [
@@ -255,7 +320,7 @@ SMALLER = [
 LOCAL = [
     c
     for c in COMMANDS
-    if not re.search(r"llama|qwen|mistral|gemma|hub|FILE|FOLDER|paper_|=gpu|=ddp|--help|--cfg|\.jsonl|optuna|4bit", c)
+    if not re.search(r"teacher|llama|qwen|mistral|gemma|hub|FILE|FOLDER|paper_|=gpu|=ddp|--help|--cfg|\.jsonl|optuna|4bit", c)
 ]
 
 
@@ -265,8 +330,12 @@ def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path
     words = overrides_of(command)
     small = [s for s in SMALLER if not any(w.partition("=")[0] == s.partition("=")[0] for w in words) or s == "model=tiny"]
     kept = [w for w in words if not w.startswith("model=")]
+    name = config_of_command(command)
+    if name == "evolve":  # a model that has learnt nothing does not end its texts
+        small = ["experiment=smoke", *(s for s in small if s.startswith("data.limit"))]
+        kept = [w for w in kept if not w.startswith("experiment=")]
     done = subprocess.run(
-        [sys.executable, "train.py", *kept, *small, f"paths.outputs={tmp_path}"],
+        [sys.executable, f"{name}.py", *kept, *small, f"paths.outputs={tmp_path}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

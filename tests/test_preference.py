@@ -251,7 +251,7 @@ def gentle(family: str, seed: int) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(0.6)
+                parameter.mul_(0.5)
     return model
 
 

@@ -90,6 +90,8 @@ def _one_line(schema: type[BaseModel], error: ValidationError, plain: Any, writt
         model = _model_at(schema, where[:-1])
         names = [field.alias or name for name, field in model.model_fields.items()] if model else []
         return f"{key}: unknown key{nearest(where[-1], names)}"
+    if not key:  # what is wrong lies between several keys, and the message names them
+        return str(first["msg"]).removeprefix("Value error, ")
     given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
     message = first["msg"].removeprefix("Input should be ")
     return f"{key}: should be {message}{given}" if message != first["msg"] else f"{key}: {message}{given}"

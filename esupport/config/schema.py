@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Figure = Literal[
@@ -222,7 +233,10 @@ class Train(Common):
 
     resume: str | None
     optimized_metric: Figure
-    objective: Preference | Objective
+    objective: Annotated[
+        Annotated[Preference, Tag("dpo")] | Annotated[Objective, Tag("sft")],
+        Discriminator(lambda node: "dpo" if isinstance(node, dict) and "loss" in node else "sft"),
+    ]
 
     @model_validator(mode="after")
     def _pairs_are_for_preference(self) -> Train:
