@@ -1,4 +1,4 @@
-# make demo: fine-tune the embedded model on the shipped conversations.   make test: run the tests.
+# make demo: the whole method on the embedded model and the shipped conversations.   make test: run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,11 +6,11 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   fine-tune the embedded model on the shipped conversations (5 minutes on 2 cores)"
+	@echo "make demo   the whole method on the embedded model and the shipped conversations (DEMO_MINUTES minutes on 2 cores)"
 	@echo "make test   run the tests        make check   lint, types and tests"
 
 demo: install
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/python evolve.py name=demo $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
