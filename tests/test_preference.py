@@ -56,7 +56,7 @@ LOSSES: dict[str, dict[str, float]] = {
     "sigmoid": {"beta": 0.1},
     "sigmoid_norm": {"beta": 3.0},
     "ipo": {"beta": 1.0},
-    "hinge": {"beta": 0.5},  # flat for some of the pairs
+    "hinge": {"beta": 0.25},  # flat for some of the pairs
     "robust": {"beta": 0.1, "flipped": 0.15},
 }
 
@@ -237,7 +237,7 @@ def test_losses_equal_those_of_trl_on_its_own_batch(family: str, tmp_path: Path)
         got, want = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (policy, trainer.model))
         assert float((got - want).abs().max() / want.abs().max()) < 1e-4, loss
     # other settings are told apart by far more than the bound
-    trainer.loss_types, trainer.beta = ["sigmoid"], 0.11
+    trainer.loss_types, trainer.beta = ["sigmoid"], 0.2
     with torch.no_grad():
         other = trainer._compute_loss(trainer.model, collated, return_outputs=False)
     trainer.beta = 0.1
@@ -251,7 +251,7 @@ def gentle(family: str, seed: int) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(0.5)
+                parameter.mul_(0.55)
     return model
 
 

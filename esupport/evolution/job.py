@@ -82,7 +82,10 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         console.print("Phase 1 is skipped: model.adapter is M0.", markup=False)
     else:
         console.rule("Phase 1: supervised fine-tuning, to M0")
-        first = ledger.add(learner.phase_1(), 0, "M0").folder / "adapter"
+        trained = ledger.add(learner.phase_1(), 0, "M0")
+        if trained.reused:
+            console.print("M0 was there already.")
+        first = trained.folder / "adapter"
     output.adapter(first, "sft/adapter")
 
     train = prepared.corpora["train"].kept

@@ -134,6 +134,8 @@ class Learner:
             if node and (data.held_out_names() or "monitor" not in node)
         }
         node = {**self.plain["trainer"], "max_epochs": epochs, "default_root_dir": str(folder)}
+        if not data.held_out_names():
+            node["limit_val_batches"] = 0
         return make_trainer(node, callbacks, self.loggers, len(data.sampler))
 
     def _keep(self, module: Objective, folder: Path, metrics: dict[str, Any]) -> None:

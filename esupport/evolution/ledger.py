@@ -25,7 +25,7 @@ class Ledger:
         self.store, self.folder = store, folder
         self.entries: list[dict[str, Any]] = []
 
-    def add(self, stage: Stage, round_: int | None, gives: str) -> Stage:
+    def add(self, stage: Stage, round_: int, gives: str) -> Stage:
         """Record ``stage`` under what it gives the run (``M1``, ``round-1/drafts``), and write the file."""
         self.entries.append(
             {
@@ -45,7 +45,7 @@ class Ledger:
         write_atomically(self.folder / "lineage.json", json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
         return stage
 
-    def seconds(self, round_: int | None) -> dict[str, float]:
+    def seconds(self, round_: int) -> dict[str, float]:
         """Seconds that each kind of stage of a round took, when it was made."""
         found: dict[str, float] = {}
         for entry in self.entries:

@@ -41,12 +41,12 @@ class Writer:
             )
         return generator
 
-    def ask(self, step: str, round_: int | None, requests: Sequence[Request], by: Speaker, adapter: Path | None) -> list[Reply]:
+    def ask(self, step: str, round_: int, requests: Sequence[Request], by: Speaker, adapter: Path | None) -> list[Reply]:
         """Replies to ``requests``, in their order; a stopped step goes on behind its last whole batch.
 
         Args:
             step: ``draft``, ``reflect``, ``refine`` or ``replies``: the stage's name in the store.
-            round_: of the run; None outside rounds.
+            round_: of the run; 0 is phase 1.
             requests: what is asked.
             by: who answers.
             adapter: M_t's, for ``policy``.
@@ -79,7 +79,9 @@ class Writer:
             write_lines(folder / "replies.jsonl", records)
 
         stage = self.store.stage(step, inputs, make)
-        self.ledger.add(stage, round_, f"round-{round_}/{step}" if round_ is not None else step)
+        if stage.reused:
+            self.console.print(f"{step}: {len(requests)} texts were there already", markup=False, highlight=False)
+        self.ledger.add(stage, round_, f"round-{round_}/{step}")
         return [Reply(**line["reply"]) for line in read_lines(stage.folder / "replies.jsonl")]
 
     def _progress(self) -> Progress:

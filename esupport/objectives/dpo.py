@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from esupport.objectives.module import Objective
 from esupport.objectives.reference import check_start, score
 from esupport.rendering.packing import Batch
 from esupport.rendering.row import Row
+
+log = logging.getLogger(__name__)
 
 PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _PER_TOKEN = (sigmoid_norm, ipo)
@@ -140,9 +143,17 @@ class PreferenceOptimization(Objective):
         return int(cast("Any", self.trainer).datamodule.tokens_per_batch)
 
     def on_train_start(self) -> None:
-        """Where the reference is the start, see that each pair's log-ratio is 0 before anything is learnt."""
-        if self.reference_is_start and self.global_step == 0:
+        """Before anything is learnt: each pair's log-ratio is 0 where the reference is the start; else it is told."""
+        if self.global_step > 0:
+            return
+        if self.reference_is_start:
             check_start(self.policy, self._rows(), self._tokens_per_batch(), str(self.trainer.precision))
+            return
+        apart = self.measure_pairs()
+        log.info(
+            "before training, policy and reference differ by %.4f (chosen) and %.4f (rejected) nats a token; loss %.4f",
+            *(apart[name] for name in ("chosen_logratio", "rejected_logratio", "preference_loss")),
+        )
 
     def on_step_end(self) -> None:
         """Log the step's means over its pairs, apart, and warn of a falling chosen log-probability."""
