@@ -36,7 +36,7 @@ class Stage:
         folder: where its files are.
         inputs: what it was made from.
         files: SHA-256 of each file, by its path in the folder.
-        seconds: what making it took, over all attempts.
+        seconds: what making it took, in the attempt that ended it.
         reused: whether it was there already.
     """
 
@@ -71,15 +71,11 @@ class Store:
             if folder.exists():
                 return _read(name, key, folder, reused=True)
             partial.mkdir(exist_ok=True)
-            clock = partial / ".seconds"
-            before, started = float(clock.read_text()) if clock.exists() else 0.0, time.perf_counter()
-            try:
-                make(partial)
-            finally:
-                seconds = before + time.perf_counter() - started
-                write_atomically(clock, str(seconds))
-            for scratch in partial.glob(".*"):
-                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+            started = time.perf_counter()
+            make(partial)
+            seconds = time.perf_counter() - started
+            for scratch in list(partial.rglob(".*")):
+                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
             files = {str(path.relative_to(partial)): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
             manifest = {"stage": name, "key": key, "inputs": inputs, "files": files, "seconds": round(seconds, 3)}
             write_atomically(partial / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
@@ -121,12 +117,13 @@ def read_lines(path: Path) -> list[Any]:
 def _read(name: str, key: str, folder: Path, reused: bool) -> Stage:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        wrong = [file for file, sha in manifest["files"].items() if _sha256(folder / file) != sha]
-    except (OSError, ValueError, KeyError) as error:
+        stage = Stage(name, key, folder, manifest["inputs"], manifest["files"], manifest["seconds"], reused)
+        wrong = [file for file, sha in stage.files.items() if _sha256(folder / file) != sha]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"paths.store: {folder} is damaged ({error}); remove it to have it made anew") from None
     if wrong:
         raise UserError(f"paths.store: {folder} was altered ({wrong[0]}); remove it to have it made anew")
-    return Stage(name, key, folder, manifest["inputs"], manifest["files"], manifest["seconds"], reused)
+    return stage
 
 
 def _sha256(path: Path) -> str:

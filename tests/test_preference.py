@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -274,6 +276,7 @@ def rows_of_trl(collated: dict[str, Tensor]) -> list[Row]:
 # the module on the tiny model
 
 MakeBench = Callable[..., Bench]
+SIDES = ("chosen", "rejected")
 AT_ONCE, ONE_BY_ONE = {"conversations_per_step": 3}, {"conversations_per_step": 1}
 
 
@@ -396,11 +399,21 @@ def test_a_wrong_reference_stops_the_run_before_anything_is_learnt(wrong: str, b
     assert not all(torch.equal(before[name], value) for name, value in ours.weights().items())
 
 
-def test_another_reference_than_the_start_is_not_held_against_it(bench: MakeBench) -> None:
-    ours = bench()
+def test_another_reference_than_the_start_is_not_held_against_it_but_told(
+    bench: MakeBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = bench("model.lora.dropout=0.2")
     start = ours.adapter("start", 1)
-    module, _ = ours.fit(start, ours.measured(None), is_start=False)
-    assert abs(module.curve[0]["chosen_logratio"]) > 0.01, "what is logged tells how far it is away"
+    want = by_hand(ours, ours.measured(start), ours.measured(None), [0, 1, 2], -3.0)
+    with caplog.at_level(logging.INFO, logger="esupport"):
+        module, _ = ours.fit(start, ours.measured(None), is_start=False)
+    assert abs(module.curve[0]["chosen_logratio"]) > 0.01
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("esupport")]
+    figures = re.match(
+        r"before training, policy and reference differ by (\S+) \(chosen\) and (\S+) \(rejected\) nats a token", told
+    )
+    assert figures, told
+    assert [float(one) for one in figures.groups()] == pytest.approx([want[f"{side}_logratio"] for side in SIDES], abs=1e-3)
 
 
 def test_in_bfloat16_the_bound_is_per_token_and_a_wrong_adapter_is_still_seen(bench: MakeBench) -> None:

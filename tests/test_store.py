@@ -98,7 +98,7 @@ def test_a_stage_that_failed_goes_on_from_what_it_left(tmp_path: Path) -> None:
             store.stage("draft", {"a": 1}, make)
         assert not (tmp_path / "draft" / key_of({"a": 1})).exists(), "a reader sees nothing of it before it is whole"
     stage = store.stage("draft", {"a": 1}, make)
-    assert [[name for name in found if name != ".seconds"] for found in seen] == [
+    assert seen == [
         [],
         [".checkpoints/last", "part-1.txt"],
         [".checkpoints/last", "part-1.txt", "part-2.txt"],
@@ -106,7 +106,7 @@ def test_a_stage_that_failed_goes_on_from_what_it_left(tmp_path: Path) -> None:
     assert sorted(stage.files) == ["part-1.txt", "part-2.txt", "part-3.txt"]
     assert named(stage.folder) == ["part-1.txt", "part-2.txt", "part-3.txt", "stage.json"], "dot names are scratch"
     assert not stage.reused
-    assert stage.seconds >= 0.15, "of all attempts"
+    assert stage.seconds >= 0.05
     assert not (tmp_path / "draft" / f".{stage.key}.partial").exists()
     assert store.stage("draft", {"a": 1}, make).reused
     # other inputs see nothing of it

@@ -24,7 +24,7 @@ from esupport.rendering.datamodule import RowDataModule
 from esupport.rendering.pairs import render_pairs
 from esupport.store import Stage, Store, write_atomically, write_lines
 from esupport.training.environment import Costs, make, make_trainer
-from esupport.training.fit import before_and_after, fit, measure_base
+from esupport.training.fit import fit
 from esupport.training.prepare import Prepared
 
 # keys of the trainer that change nothing of what is learnt
@@ -69,9 +69,8 @@ class Learner:
             costs = Costs()
             module: Objective = make(settings, "sft.objective")(policy=self.slot.load(None))
             trainer = self._trainer("sft", folder, epochs, data)
-            before = measure_base(trainer, module, data)
             after = fit(trainer, module, data, _checkpoint(folder))
-            self._keep(module, folder, before_and_after(before, after, costs, trainer))
+            self._keep(module, folder, {**after, **costs.figures(trainer)})
 
         return self.store.stage("sft", inputs, train)
 

@@ -148,8 +148,12 @@ class Objective(pl.LightningModule, ABC):
         """The held-out corpora, in the order of the validation loaders."""
         return cast("list[str]", cast("Any", self.trainer).datamodule.held_out_names())
 
+    def on_fit_start(self) -> None:
+        """Before anything is learnt, see that the tree row is exact for this model."""
+        self.on_validation_start()
+
     def on_validation_start(self) -> None:
-        """Before anything is measured or learnt, see once that the tree row is exact for this model."""
+        """Before anything is measured, see once that the tree row is exact for this model."""
         if not self._verified:
             verify_tree_row(self.policy)
             self._verified = True

@@ -6,6 +6,7 @@ Of a row's responses, those of even number are chosen, and each is followed by i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from esupport.data.preference import PreferencePair
 from esupport.errors import DataFault
@@ -15,12 +16,23 @@ from esupport.rendering.template import Renderer, Response
 
 
 def respond(pair: PreferencePair, renderer: Renderer) -> list[Response]:
-    """The chosen and the rejected completion of the pair's context."""
+    """The chosen and the rejected completion of the pair's context; one that was cut has no end-of-turn token.
+
+    Raises:
+        DataFault: a text holds a control token.
+    """
     turn = len(pair.context.turns)
-    renderer.refuse_control_tokens(pair.context.answered(pair.rejected))
-    conversation = pair.context.answered(pair.chosen)
-    renderer.refuse_control_tokens(conversation)
-    return renderer.respond(conversation, [(turn, pair.chosen), (turn, pair.rejected)])
+    responses = []
+    for name, text, ended in (("chosen", pair.chosen, pair.chosen_ended), ("rejected", pair.rejected, pair.rejected_ended)):
+        conversation = pair.context.answered(text)
+        try:
+            renderer.refuse_control_tokens(conversation)
+        except DataFault as fault:
+            at_fault = name if fault.field == f"turns.{turn}.text" else f"context.{fault.field}"
+            raise DataFault(pair.context.key, at_fault, fault.reason) from None
+        (response,) = renderer.respond(conversation, [(turn, text)])
+        responses.append(response if ended else replace(response, completion=response.completion[:-1] or response.completion))
+    return responses
 
 
 def render_pairs(name: str, pairs: Iterable[PreferencePair], renderer: Renderer, on_error: str) -> Corpus:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import pytorch_lightning as pl
 import torch
 
 from esupport.objectives.module import Objective
 from esupport.rendering.datamodule import RowDataModule
-
-if TYPE_CHECKING:
-    from esupport.training.environment import Costs
 
 
 def measure(trainer: pl.Trainer, module: Objective, data: RowDataModule) -> dict[str, float]:
@@ -32,15 +27,6 @@ def fit(trainer: pl.Trainer, module: Objective, data: RowDataModule, checkpoint:
     """Train, or go on from ``checkpoint``; the ``val/...`` figures of the adapter that is kept."""
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return _settle(trainer, module, data)
-
-
-def before_and_after(before: dict[str, float], after: dict[str, float], costs: Costs, trainer: pl.Trainer) -> dict[str, Any]:
-    """The figures of a training as ``metrics.json`` names them."""
-    return {
-        **{f"{name}_before": value for name, value in before.items()},
-        **{f"{name}_after": value for name, value in after.items()},
-        **costs.figures(trainer),
-    }
 
 
 def _figures(trainer: pl.Trainer) -> dict[str, float]:

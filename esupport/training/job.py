@@ -26,7 +26,7 @@ from esupport.objectives.module import Objective
 from esupport.objectives.reference import Scorer, attach
 from esupport.store import Store
 from esupport.training.environment import Costs, make, make_loggers, make_trainer, quiet
-from esupport.training.fit import before_and_after, fit, measure_base
+from esupport.training.fit import fit, measure_base
 from esupport.training.prepare import Prepared, prepare
 from esupport.training.report import Sample, show_data, show_results, show_samples
 from esupport.training.resume import clear, earlier_run
@@ -113,7 +113,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     )
     after = fit(trainer, module, data, checkpoint)
     metrics = {
-        **before_and_after(before, after, costs, trainer),
+        **{f"{name}_before": value for name, value in before.items()},
+        **{f"{name}_after": value for name, value in after.items()},
+        **costs.figures(trainer),
         "seed": plain["seed"],
         "model": backbone.name,
         "adapter_path": str(folder / "adapter"),

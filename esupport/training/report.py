@@ -53,7 +53,7 @@ def show_data(console: Console, prepared: Prepared) -> None:
 def _remarks(prepared: Prepared) -> list[str]:
     train = prepared.corpora["train"]
     lines = [f"A tree row shares contexts: {train.sharing:.1f} times fewer tokens than a row for each reply."]
-    if train.branches or train.extra_trees:
+    if (train.branches or train.extra_trees) and "pairs_valid" not in prepared.corpora:  # of pairs, one is a branch by design
         lines.append(
             f"The chat template renders some replies differently later: {train.branches} scored on branches, "
             f"{train.extra_trees} rows more than conversations."
