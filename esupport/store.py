@@ -71,15 +71,17 @@ class Store:
             if folder.exists():
                 return _read(name, key, folder, reused=True)
             partial.mkdir(exist_ok=True)
+            (partial / _MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed in its last moment
             started = time.perf_counter()
             make(partial)
             seconds = time.perf_counter() - started
-            for scratch in list(partial.rglob(".*")):
-                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
-            files = {str(path.relative_to(partial)): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+            files = {name: _sha256(partial / name) for name in _lasting(partial)}
             manifest = {"stage": name, "key": key, "inputs": inputs, "files": files, "seconds": round(seconds, 3)}
             write_atomically(partial / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
             partial.rename(folder)
+            # only now: a kill before leaves all that the next attempt goes on from
+            for scratch in list(folder.rglob(".*")):
+                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
         return _read(name, key, folder, reused=False)
 
     def _alone(self, name: str, key: str) -> FileLock:
@@ -112,6 +114,12 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
 def read_lines(path: Path) -> list[Any]:
     """JSON objects, one a line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _lasting(folder: Path) -> list[str]:
+    """The files of a folder that are no scratch: no part of their path begins with a dot."""
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [str(path) for path in found if not any(part.startswith(".") for part in path.parts)]
 
 
 def _read(name: str, key: str, folder: Path, reused: bool) -> Stage:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from esupport.config.command_line import CONF
-from esupport.generators.protocol import Request, seed_of
+from esupport.generators.protocol import Request
 from esupport.models.built import _train_tokenizer
 from esupport.store import read_lines, write_lines
 
@@ -214,7 +214,7 @@ def answer(request: Request, profiles: Literal["own", "shuffled"]) -> str:
     if request.begun == "The seeker is":
         kind = kind_of(" ".join(said)) if profiles == "own" else draw.choice(STYLES)
         return f" someone {draw.choice(TEMPERS[kind])} who works as a {job}."
-    inferred = re.search(r"^someone \w+ who works as a \w+\.$", prompt, re.MULTILINE)
+    inferred = re.search(r"someone \w+ who works as a \w+\.", prompt)
     draft = re.search(r'^The supporter wants to reply: "(.*)"$', prompt, re.MULTILINE)
     assert inferred
     assert draft

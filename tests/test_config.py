@@ -26,7 +26,7 @@ OPTIONS = [
     for config in ("train", "evolve")
     if f.parent.name != "evolve"  # composed with the experiment of the same name
     and not (config == "train" and (f.parent.name in ("reflection", "generator", "filters") or "# evolve.py" in f.read_text()))
-    and (config, f.parent.name, f.stem) not in {("evolve", "objective", "sft"), ("train", "callbacks", "evolve")}
+    and (config, f.parent.name, f.stem) != ("evolve", "objective", "sft")
     and not (config == "train" and f.parent.name == "loss")
 ]
 TEACHER = "{_target_:answers.never,_partial_:true}"

@@ -56,7 +56,8 @@ def test_two_rounds_write_what_they_promise(evolve: Evolve, tmp_path: Path) -> N
         assert kept
         assert all(not pair.dropped and pair.round == number for pair in kept)
         assert all(set(pair.verdicts) >= {"unparsable", "empty", "leaked_analysis", "unsafe"} for pair in kept)
-        assert all(set(pair.prompts) == set(pair.seeds) == {"draft", "reflect", "refine"} for pair in kept)
+        steps = {"draft", "reflect/profile", "reflect/emotion", "reflect/situation", "reflect/need", "refine"}
+        assert all(set(pair.prompts) == set(pair.seeds) == steps for pair in kept)
         assert all(pair.dropped for pair in dropped)
         assert (folder / "adapter/adapter_model.safetensors").is_file()
         assert len(read_lines(folder / "curve.jsonl")) == figures["training"]["steps"]
@@ -256,9 +257,8 @@ def test_a_preference_set_in_the_usual_form_trains(train: Train, tmp_path: Path,
 
 
 def choice(**changes: Any) -> Choice:
-    settings: dict[str, Any] = dict(
-        per_round=None, per_conversation=2, turns="spread", first_turn=2, max_tokens=256, over_rounds="disjoint", seed=0
-    )
+    settings: dict[str, Any] = {"per_round": None, "per_conversation": 2, "turns": "spread", "first_turn": 2, "seed": 0}
+    settings |= {"max_tokens": 256, "over_rounds": "disjoint"}
     return Choice(**{**settings, **changes})
 
 

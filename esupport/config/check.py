@@ -42,8 +42,10 @@ def check_resources(plain: dict[str, Any]) -> None:
     if plain["replay"]["ratio"]:
         locate(plain["replay"]["source"]["path"], "replay.source.path")
     model = plain["model"]
-    if model["adapter"] and not (Path(model["adapter"]).expanduser() / "adapter_config.json").is_file():
-        raise UserError(f"model.adapter: no folder with an adapter_config.json: {model['adapter']}")
+    if model["adapter"]:
+        for needed in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (Path(model["adapter"]).expanduser() / needed).is_file():
+                raise UserError(f"model.adapter: no folder with an {needed}: {model['adapter']}")
     if plain.get("resume") not in (None, "auto") and not Path(plain["resume"]).expanduser().is_file():
         raise UserError(f"resume: no such file: {plain['resume']}")
     if model["path"] is None or Path(model["path"]).expanduser().is_dir():

@@ -63,8 +63,8 @@ class PreferencePair(Record):
     In a run of the method, ``rejected`` is the draft and ``chosen`` the refined reply; ``..._ended`` tells whether it came to
     an end of its own, or was cut at the longest length. ``reflection`` holds what was inferred,
     by axis. ``verdicts`` has an entry for each filter that judged the pair: empty where it passed, else the reason why it
-    was dropped. ``generators`` and ``prompts`` name, by step (draft, reflect, refine), who wrote and the hash of what was
-    asked; ``seeds`` are those of the sampling.
+    was dropped. ``generators`` and ``prompts`` name, by step (draft, reflect/<axis>, refine), who wrote and the hash of
+    what was asked; ``seeds`` are those of the sampling.
     """
 
     context: Context

@@ -82,7 +82,8 @@ class Source:
         train, valid = sides["train"], sides["valid"] or sides["test"]
         rest = sides["all"] if not train else []
         names = sorted({pair.context.conversation for pair in rest}, key=lambda name: _rank(self.seed, name))
-        held_out = set(names[: round(self.fractions.get("valid", 0.0) * len(names))])
+        share = self.fractions.get("valid", 0.0) * len(names)
+        held_out = set(names[: max(round(share), min(1, len(names) - 1)) if share else 0])
         train = train + [pair for pair in rest if pair.context.conversation not in held_out]
         valid = valid + [pair for pair in rest if pair.context.conversation in held_out]
         if not train:

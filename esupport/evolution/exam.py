@@ -16,7 +16,7 @@ from esupport.evaluation.likelihood import nll, per_conversation
 from esupport.evaluation.replies import distinct, repetition, words
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.writing import Writer
-from esupport.generators.protocol import Reply, Request, Sampling, seed_of
+from esupport.generators.protocol import Reply, Sampling, reply_request, seed_of
 from esupport.objectives.reference import Scorer
 from esupport.rendering.corpus import Corpus
 from esupport.rendering.row import Row, grow
@@ -98,13 +98,8 @@ class Exam:
 
     def _write(self, system: str, round_: int, adapter: Path) -> list[Reply]:
         requests = [
-            Request(
-                id=context.key,
-                family=context.conversation,
-                messages=tuple(self.renderer.context_messages(context)),
-                begun="",
-                sampling=self.sampling,
-                seed=seed_of(self.seed, "held out", context.key),
+            reply_request(
+                context, self.renderer.context_messages(context), self.sampling, seed_of(self.seed, "held out", context.key)
             )
             for context, _ in self.contexts
         ]

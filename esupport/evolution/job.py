@@ -26,7 +26,7 @@ from esupport.models.slot import Slot
 from esupport.objectives.reference import Scorer
 from esupport.reflection.method import Method, Speaker
 from esupport.rendering.contexts import middle_contexts
-from esupport.store import Store
+from esupport.store import Store, write_atomically
 from esupport.training.environment import device_of, make, make_loggers, quiet
 from esupport.training.job import told
 from esupport.training.prepare import prepare
@@ -72,7 +72,10 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     writer = Writer(store, ledger, _speakers(plain, slot, prepared.renderer), console)
     for by in ("policy", *(step.by for step in method.steps.values())):
         writer.speaker(by)
-    OmegaConf.save(cfg, folder / "config.yaml")
+    for name, node in plain["filters"].items():
+        if node:
+            make(node, f"filters.{name}")  # a setting that cannot be is told before anything runs
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg))
     loggers = make_loggers(plain, lambda: _one_wandb_run(folder))
     learner = Learner(plain, prepared, slot, store, scorer, loggers, console)
     output = Output(folder, console, loggers, ledger, plain["evolution"]["samples"])
@@ -80,6 +83,7 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     if backbone.adapter:
         first = Path(backbone.adapter).expanduser()
         console.print("Phase 1 is skipped: model.adapter is M0.", markup=False)
+        ledger.given("M0", first)
     else:
         console.rule("Phase 1: supervised fine-tuning, to M0")
         trained = ledger.add(learner.phase_1(), 0, "M0")
@@ -144,5 +148,5 @@ def _one_wandb_run(folder: Path) -> dict[str, Any]:
     """The id that all interruptions of this run share."""
     kept = folder / ".wandb_id"
     if not kept.exists():
-        kept.write_text(secrets.token_hex(4))
+        write_atomically(kept, secrets.token_hex(4))
     return {"id": kept.read_text(), "resume": "allow"}

@@ -62,6 +62,7 @@ class Learner:
         inputs = self._inputs(settings, epochs, self.prepared.corpora) | {
             "lora": self.plain["model"]["lora"],
             "start": None,
+            "callbacks": {name: {**node, "dirpath": None} for name, node in self._monitoring().items()},
             "replay_ratio": self.plain["replay"]["ratio"],
         }
 
@@ -104,6 +105,7 @@ class Learner:
             trainer = self._trainer(f"round-{round_}", folder, epochs, data)
             trainer.fit(module, data, ckpt_path=_checkpoint(folder), weights_only=True)
             write_lines(folder / "curve.jsonl", module.curve)
+            module.policy.to(self.slot.device)  # Lightning leaves the model on the CPU
             self._keep(module, folder, {**module.measure_pairs(), **costs.figures(trainer)})
 
         return self.store.stage("dpo", inputs, train), scored
@@ -121,20 +123,24 @@ class Learner:
             **self.slot.backbone.identity(),
         }
 
+    def _monitoring(self) -> dict[str, Any]:
+        """The callbacks that watch the held-out side in phase 1: best adapter, early stopping."""
+        monitor = self.plain["sft"]["objective"]["monitor"]
+        callbacks = self.plain["callbacks"].items()
+        return {name: {**node, "monitor": monitor} for name, node in callbacks if node and "monitor" in node}
+
     def _trainer(self, prefix: str, folder: Path, epochs: int, data: RowDataModule) -> pl.Trainer:
         pl.seed_everything(self.plain["seed"], verbose=False)
         for logger in self.loggers:
             logger._prefix = prefix
         checkpoints = str(folder / ".checkpoints")
-        callbacks = {
-            name: {**node, "dirpath": checkpoints} if "dirpath" in node else node
-            for name, node in self.plain["callbacks"].items()
-            # nothing is held out of a round's pairs, so nothing can be monitored there
-            if node and (data.held_out_names() or "monitor" not in node)
-        }
+        callbacks = {name: node for name, node in self.plain["callbacks"].items() if node and "monitor" not in node}
+        if data.held_out_names():  # nothing is held out of a round's pairs, so nothing can be monitored there
+            callbacks |= self._monitoring()
+        callbacks = {n: {**node, "dirpath": checkpoints} if "dirpath" in node else node for n, node in callbacks.items()}
         node = {**self.plain["trainer"], "max_epochs": epochs, "default_root_dir": str(folder)}
         if not data.held_out_names():
-            node["limit_val_batches"] = 0
+            node |= {"limit_val_batches": 0, "val_check_interval": 1.0}
         return make_trainer(node, callbacks, self.loggers, len(data.sampler))
 
     def _keep(self, module: Objective, folder: Path, metrics: dict[str, Any]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from esupport.models.weights import weights_digest
 from esupport.store import Stage, Store, write_atomically
 
 _PACKAGES = ("esupport", "torch", "transformers", "peft", "pytorch-lightning")
@@ -25,14 +27,23 @@ class Ledger:
         self.store, self.folder = store, folder
         self.entries: list[dict[str, Any]] = []
 
-    def add(self, stage: Stage, round_: int, gives: str) -> Stage:
-        """Record ``stage`` under what it gives the run (``M1``, ``round-1/drafts``), and write the file."""
+    def given(self, gives: str, adapter: Path) -> None:
+        """Record an adapter that no stage of the run made."""
+        self.entries.append({"gives": gives, "stage": "given", "round": 0, "key": weights_digest(adapter), "made_from": []})
+
+    def keys(self, *gives: str) -> list[str]:
+        """The keys of what gave the run each of ``gives``, retries among them."""
+        return [entry["key"] for entry in self.entries if entry["gives"] in gives]
+
+    def add(self, stage: Stage, round_: int, gives: str, made_from: Sequence[str] = ()) -> Stage:
+        """Record ``stage`` under what it gives the run (``M1``, ``round-1/draft``); ``made_from`` are keys of stages."""
         self.entries.append(
             {
                 "gives": gives,
                 "stage": stage.name,
                 "round": round_,
                 "key": stage.key,
+                "made_from": list(made_from),
                 "folder": str(stage.folder.relative_to(self.store.root)),
                 "inputs": stage.inputs,
                 "files": stage.files,
@@ -49,6 +60,6 @@ class Ledger:
         """Seconds that each kind of stage of a round took, when it was made."""
         found: dict[str, float] = {}
         for entry in self.entries:
-            if entry["round"] == round_:
+            if entry["round"] == round_ and "seconds" in entry:
                 found[entry["stage"]] = round(found.get(entry["stage"], 0.0) + entry["seconds"], 1)
         return found

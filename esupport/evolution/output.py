@@ -16,7 +16,6 @@ from esupport.evolution.exam import Exam
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.report import write_report
 from esupport.evolution.tables import pair_rows, show_round, show_systems
-from esupport.rendering.corpus import Corpus
 from esupport.store import read_lines, write_atomically, write_lines
 
 
@@ -46,13 +45,14 @@ class Output:
         """Copy an adapter's folder into the run's directory."""
         _copy(source, self.folder / target)
 
-    def round(
-        self, number: int, pairs: Path, trained: Path, figures: dict[str, Any], corpus: Corpus, settings: dict[str, Any]
-    ) -> None:
+    def pairs(self, number: int, made: Path) -> None:
+        """The pairs of a round, before anything is learnt from them: where none is left, a reader finds the reasons."""
+        for name in ("pairs.jsonl", "dropped.jsonl"):
+            _copy(made / name, self.folder / f"round-{number}" / name)
+
+    def round(self, number: int, trained: Path, figures: dict[str, Any], settings: dict[str, Any]) -> None:
         """Files, table and curves of a round that has been trained."""
         folder = self.folder / f"round-{number}"
-        for name in ("pairs.jsonl", "dropped.jsonl"):
-            _copy(pairs / name, folder / name)
         _copy(trained / "adapter", folder / "adapter")
         _copy(trained / "curve.jsonl", folder / "curve.jsonl")
         training = {
@@ -61,7 +61,7 @@ class Output:
         whole = {
             "round": number,
             **figures,
-            "training": {**training, "too_long": corpus.lost_replies // 2, "unusable": len(corpus.skipped)},
+            "training": training,
             "settings": settings,
             "seconds": self.ledger.seconds(number),
         }
@@ -75,9 +75,9 @@ class Output:
         for logger in self._wandb():
             logger._prefix = ""  # a training's prefix is over
             logger.log_table(f"pairs/round_{number}", columns=columns, data=rows)
-        self._log(
-            number, {**_numbers("pairs", figures), **_numbers("dropped", figures["filters"]), **_numbers("dpo", training)}
-        )
+        groups = {"pairs": figures, "dropped": figures["filters"], "dpo": training}
+        groups |= {name: figures[name] for name in ("reflect", "refine", "unknown")}
+        self._log(number, {n: v for group, values in groups.items() for n, v in _numbers(group, values).items()})
 
     def system(self, systems: list[dict[str, Any]], adapter: str, exam: Exam) -> None:
         """Figures and held-out replies of all systems so far, the last of them new."""

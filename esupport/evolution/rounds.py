@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.utils import instantiate
 from rich.console import Console
 
 from esupport.data.preference import Context, PreferencePair
@@ -17,12 +16,13 @@ from esupport.evolution.ledger import Ledger
 from esupport.evolution.output import Output
 from esupport.evolution.per_round import of_round
 from esupport.evolution.writing import Writer
-from esupport.generators.protocol import Request, Sampling, digest, seed_of
+from esupport.generators.protocol import Request, Sampling, digest, reply_request, seed_of
 from esupport.reflection.method import Method
-from esupport.reflection.pairing import filter_counts, pair_up, sift
+from esupport.reflection.pairing import Fits, filter_counts, pair_up, sift
 from esupport.reflection.steps import Outcome, refine, reflect
 from esupport.rendering.template import Renderer
 from esupport.store import Stage, Store, read_lines, write_lines
+from esupport.training.environment import make
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,24 @@ class Evolution:
         self.output.system(systems, "sft/adapter", self.exam)
         adapters, rounds = [first], []
         for number in range(1, self.settings.rounds + 1):
-            if self.exam.drift.stop and systems[-1]["warnings"]:
+            if self.exam.drift.stop and number > 1 and systems[-1]["warnings"]:
                 self.console.print(f"Stopped before round {number}: {'; '.join(systems[-1]['warnings'])}.", markup=False)
                 break
             self.console.rule(f"Round {number} of {self.settings.rounds}: M{number - 1} to M{number}")
             made, figures = self._pairs(number, adapters[-1])
             rounds.append(made)
+            self.output.pairs(number, made.folder)
             start = adapters[-1] if self.settings.start == "previous" else first
             reference = {"round_start": start, "sft": first, "base": None}[self.settings.reference]
             pairs = [pair for stage in (rounds if self.settings.pairs == "cumulative" else [made]) for pair in _kept(stage)]
             corpus = self.learner.render(pairs)
             trained, scored = self.learner.prefer(number, corpus, start, reference)
             self.ledger.add(scored, number, f"round-{number}/reference")
-            self.ledger.add(trained, number, f"M{number}")
+            started = f"M{number - 1}" if self.settings.start == "previous" else "M0"
+            pairs_from = [stage.key for stage in (rounds if self.settings.pairs == "cumulative" else [made])]
+            self.ledger.add(trained, number, f"M{number}", [*pairs_from, scored.key, *self.ledger.keys(started)])
             adapters.append(trained.folder / "adapter")
-            self.output.round(number, made.folder, trained.folder, figures, corpus, self._settings(number))
+            self.output.round(number, trained.folder, figures, self._settings(number))
             systems.append(self.exam.take(f"M{number}", number, adapters[-1], start, first))
             self.output.system(systems, f"round-{number}/adapter", self.exam)
         return systems
@@ -119,9 +122,12 @@ class Evolution:
             refined, human = refine(method, contexts, texts, reflected.values, seed, ask("refine", method.refine.by)), {}
         pairs = pair_up(contexts, drafts, reflected, refined, human, writers, number)
         stage = self.store.stage(
-            "pairs", {"pairs": digest(pairs), "filters": dict(self.filters)}, lambda folder: self._sift(pairs, folder)
+            "pairs",
+            {"pairs": digest(pairs), "filters": dict(self.filters), "fits": self._fits().identity()},
+            lambda folder: self._sift(pairs, folder),
         )
-        self.ledger.add(stage, number, f"round-{number}/pairs")
+        asked = (f"round-{number}/{step}" for step in ("draft", "reflect", "refine"))
+        self.ledger.add(stage, number, f"round-{number}/pairs", self.ledger.keys(*asked))
         return stage, self._counts(stage, len(contexts), reflected, refined)
 
     def _writer(self, by: Any) -> str:
@@ -129,19 +135,16 @@ class Evolution:
         return f"{name} without its adapter" if by == "base" else name
 
     def _draft(self, context: Context, seed: Any) -> Request:
-        return Request(
-            id=context.key,
-            family=context.conversation,
-            messages=tuple(self.renderer.context_messages(context)),
-            begun="",
-            sampling=self.draft,
-            seed=seed_of(seed, "draft", context.key),
-        )
+        return reply_request(context, self.renderer.context_messages(context), self.draft, seed_of(seed, "draft", context.key))
 
     def _sift(self, pairs: Sequence[PreferencePair], folder: Path) -> None:
-        kept, dropped = sift(pairs, {name: instantiate(node) for name, node in self.filters.items() if node})
+        filters = {name: make(node, f"filters.{name}") for name, node in self.filters.items() if node}
+        kept, dropped = sift(pairs, {**filters, "fits": self._fits()})
         for name, records in (("pairs", kept), ("dropped", dropped)):
             write_lines(folder / f"{name}.jsonl", (pair.model_dump(exclude_none=True) for pair in records))
+
+    def _fits(self) -> Fits:
+        return Fits(self.renderer, self.learner.slot.backbone.identity()["weights"])
 
     def _counts(self, stage: Stage, contexts: int, reflected: Outcome, refined: Outcome | None) -> dict[str, Any]:
         kept, dropped = _kept(stage), _read(stage, "dropped")
@@ -153,7 +156,7 @@ class Evolution:
             "contexts": contexts,
             "kept": len(kept),
             "dropped": len(dropped),
-            "filters": filter_counts(dropped, {name: node for name, node in self.filters.items() if node}),
+            "filters": filter_counts(dropped, [*(name for name, node in self.filters.items() if node), "fits"]),
             "reflect": dict(reflected.counts),
             "refine": dict(refined.counts) if refined else {},
             "unknown": {axis: 1 - sum(found) / len(found) for axis, found in known.items() if found},

@@ -65,8 +65,9 @@ class Writer:
             written: dict[int, Reply] = {}
             with self._progress() as progress:
                 task = progress.add_task(f"{step} ({generator.name})", total=len(requests))
-                for number, batch in enumerate(generator.plan(requests)):
-                    kept = folder / f".batch-{number:06d}.jsonl"
+                for batch in generator.plan(requests):
+                    # named by content: what was written under another plan cannot be mistaken for it
+                    kept = folder / f".batch-{digest([requests[i] for i in batch])}.jsonl"
                     if not kept.exists():
                         replies = generator.write([requests[i] for i in batch], adapter)
                         write_lines(kept, (reply.model_dump() for reply in replies))
@@ -81,7 +82,9 @@ class Writer:
         stage = self.store.stage(step, inputs, make)
         if stage.reused:
             self.console.print(f"{step}: {len(requests)} texts were there already", markup=False, highlight=False)
-        self.ledger.add(stage, round_, f"round-{round_}/{step}")
+        earlier = {"reflect": ("draft",), "refine": ("draft", "reflect")}.get(step, ())
+        made_from = [f"round-{round_}/{name}" for name in earlier] + ([f"M{round_ - 1}"] if adapter and round_ else [])
+        self.ledger.add(stage, round_, f"round-{round_}/{step}", self.ledger.keys(*made_from))
         return [Reply(**line["reply"]) for line in read_lines(stage.folder / "replies.jsonl")]
 
     def _progress(self) -> Progress:

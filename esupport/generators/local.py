@@ -47,7 +47,7 @@ class Transformers:
 
     def identity(self) -> dict[str, Any]:
         """The model; where rows go together changes rounding, and so may change texts."""
-        return {"generator": "transformers", "rows": self.rows, **self.slot.backbone.identity()}
+        return {"generator": "transformers", "rows": self.rows, **self.slot.backbone.identity(), **self.renderer.identity()}
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Whole families, longest first, as many as fit into ``rows``; only equal sampling goes together."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from esupport.data.conversation import Record
+from esupport.data.preference import Context
 from esupport.rendering.template import Message
 
 
@@ -56,8 +57,16 @@ class Request:
         return digest([self.messages, self.begun])
 
 
+def reply_request(context: Context, messages: Sequence[Message], sampling: Sampling, seed: int) -> Request:
+    """A reply to a context, as inference writes it."""
+    return Request(context.key, context.conversation, tuple(messages), "", sampling, seed)
+
+
 class Reply(Record):
-    """What was written: the text without ``begun``, its tokens, and whether it came to an end of its own."""
+    """What was written: the text without ``begun``, its tokens, and whether it came to an end of its own.
+
+    A line break is an end where one line is asked for.
+    """
 
     text: str
     tokens: int

@@ -65,6 +65,7 @@ class VLLM:
             "generator": "vllm",
             "tensor_parallel_size": self._settings["tensor_parallel_size"],
             **self.backbone.identity(),
+            **self.renderer.identity(),
         }
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:

@@ -118,14 +118,16 @@ class Method:
         self, context: Context, draft: str, reflection: Mapping[str, Finding], seed: Any, attempt: int
     ) -> Request:
         """The refinement of a draft, given what was inferred."""
-        known = {name: finding for name, finding in reflection.items() if finding.known}
-        return self._request("refine", context, "", {"draft": draft, "reflection": known}, None, seed, attempt)
+        known = {name: finding for name, finding in reflection.items() if finding.known and name in self.asked}
+        return self._request(
+            "refine", context, "", {"axes": self.asked, "draft": draft, "reflection": known}, None, seed, attempt
+        )
 
     def _request(
         self, name: str, context: Context, part: str, variables: Mapping[str, Any], begun: str | None, seed: Any, attempt: int
     ) -> Request:
         step = self.steps[name]
-        everything = {"transcript": context.transcript(), "turns": context.turns, **variables}
+        everything = {"form": self.form, "transcript": context.transcript(), "turns": context.turns, **variables}
         prompt = prompts.render(f"reflection.{name}.prompt", step.prompt, everything)
         if begun is None:
             begun = prompts.render(f"reflection.{name}.begun", step.begun, everything)

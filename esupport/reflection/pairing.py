@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from esupport.data.preference import Context, PreferencePair
+from esupport.errors import DataFault
 from esupport.generators.protocol import Reply, Request
 from esupport.reflection.filters import Filter, judge
 from esupport.reflection.steps import Outcome
+from esupport.rendering.pairs import respond
+from esupport.rendering.template import Renderer
 
 
 def pair_up(
@@ -36,7 +40,7 @@ def pair_up(
         key = context.key
         request, draft = drafts[key]
         reasons = [reflected.unusable.get(key, ""), refined.unusable.get(key, "") if refined else ""]
-        by_step = {"reflect": reflected, **({"refine": refined} if refined else {})}
+        outcomes = [reflected, *([refined] if refined else [])]
         pairs.append(
             PreferencePair(
                 context=context,
@@ -49,11 +53,15 @@ def pair_up(
                 reflection=reflected.values.get(key, {}),
                 verdicts={"unparsable": "; ".join(reason for reason in reasons if reason)},
                 generators=dict(writers),
-                prompts={"draft": request.version, **{s: o.versions[key] for s, o in by_step.items() if key in o.versions}},
-                seeds={"draft": request.seed, **{s: o.seeds[key] for s, o in by_step.items() if key in o.seeds}},
+                prompts={"draft": request.version, **_of(key, *(outcome.versions for outcome in outcomes))},
+                seeds={"draft": request.seed, **_of(key, *(outcome.seeds for outcome in outcomes))},
             )
         )
     return pairs
+
+
+def _of(key: str, *by_context: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for one in by_context for name, value in one.get(key, {}).items()}
 
 
 def sift(pairs: Sequence[PreferencePair], filters: Mapping[str, Filter]) -> tuple[list[PreferencePair], list[PreferencePair]]:
@@ -68,7 +76,36 @@ def sift(pairs: Sequence[PreferencePair], filters: Mapping[str, Filter]) -> tupl
     return kept, dropped
 
 
-def filter_counts(dropped: Sequence[PreferencePair], filters: Mapping[str, Filter]) -> dict[str, int]:
+class Fits:
+    """The pair can be rendered, within the bound on tokens: the last filter of every run.
+
+    Args:
+        renderer: that the rows of training are made with.
+        weights: of the model whose tokenizer it uses, by content.
+    """
+
+    def __init__(self, renderer: Renderer, weights: str) -> None:
+        self.renderer, self.weights = renderer, weights
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its verdicts."""
+        instruction = self.renderer.instruction
+        return {
+            "max_tokens": self.renderer.max_tokens,
+            "instruction": instruction,
+            "weights": self.weights,
+        } | self.renderer.identity()
+
+    def __call__(self, pair: PreferencePair) -> str | None:
+        """See :class:`esupport.reflection.filters.Filter`."""
+        try:
+            longest = max(len(response.ids) for response in respond(pair, self.renderer))
+        except DataFault as fault:
+            return f"{fault.field}: {fault.reason}"
+        return f"{longest} tokens" if longest > self.renderer.max_tokens else None
+
+
+def filter_counts(dropped: Sequence[PreferencePair], filters: Sequence[str]) -> dict[str, int]:
     """How many pairs each filter, and what stands before the filters, dropped; a pair may be dropped by several."""
     counts = Counter(name for pair in dropped for name in pair.dropped)
     return {name: counts[name] for name in ("unparsable", *filters)}

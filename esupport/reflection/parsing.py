@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from esupport.data.preference import UNKNOWN, Context, Finding
 
-_NOT_KNOWN = {"unknown", "not known", "unclear", "none", "n/a", "not mentioned", "not stated", "not clear", "not specified"}
+_NOT_KNOWN = {"unknown", "an unknown", "not known", "not said", "not mentioned", "not stated", "not clear", "not specified"}
+_NOT_KNOWN |= {"unclear", "none", "n/a"}
 _LABEL = re.compile(
     r"""^\W{0,3}(?:here(?:'s|\s+is)\b[^:\n]{0,60}|(?:the\s+|my\s+)?(?:refined|revised|rewritten|improved|better|new|final)\s+"""
     r"""(?:reply|response|answer|message|version)[^:\n]{0,30}|supporter|assistant|reply|response|answer)\s*\W{0,2}:\W{0,3}\s*""",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esupport.data.preference import UNKNOWN, Context, Finding
-from esupport.generators.protocol import Reply, Request, digest
+from esupport.generators.protocol import Reply, Request
 from esupport.reflection.method import Method
 from esupport.reflection.parsing import parse_axis, parse_object, parse_reply
 
@@ -21,19 +21,24 @@ class Outcome:
 
     Attributes:
         values: findings by axis, or refined replies; what never came is not there.
-        versions: hash of what was asked.
-        seeds: of the sampling, in the attempt that was used or the last one.
+        versions: hash of what was asked, by ``reflect/<axis>`` or ``refine``.
+        seeds: of the sampling, likewise, in the attempt that was used or the last one.
         unusable: the reason why a context has no value, or not all of it.
         unended: contexts whose reply was cut at the longest length, in the last attempt too.
         counts: requests ``asked`` (first attempts), ``retried`` and, in the end, ``unparsable``.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    seeds: dict[str, dict[str, int]] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     unended: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=lambda: Counter(asked=0, retried=0, unparsable=0))
+
+    def note(self, key: str, step: str, request: Request) -> None:
+        """Keep what was asked of a context, and with which seed."""
+        self.versions.setdefault(key, {})[step] = request.version
+        self.seeds.setdefault(key, {})[step] = request.seed
 
 
 def reflect(method: Method, contexts: Sequence[Context], drafts: Mapping[str, str], seed: Any, ask: Ask) -> Outcome:
@@ -56,9 +61,7 @@ def reflect(method: Method, contexts: Sequence[Context], drafts: Mapping[str, st
         outcome.counts["retried" if attempt else "asked"] += len(asked)
         replies = ask([request for _, _, request in asked])
         for (context, axis, request), reply in zip(asked, replies, strict=True):
-            outcome.seeds.setdefault(context.key, request.seed)
-            if not attempt:
-                outcome.versions[context.key] = digest([outcome.versions.get(context.key), request.version])
+            outcome.note(context.key, f"reflect/{axis}".rstrip("/"), request)
             findings = _findings(method, context, axis, request.begun, reply.text)
             found[context.key].update(findings)
             waiting[context.key] -= set(findings)
@@ -96,7 +99,7 @@ def refine(
             break
         outcome.counts["retried" if attempt else "asked"] += len(requests)
         for request, reply in zip(requests, ask(requests), strict=True):
-            outcome.versions[request.id], outcome.seeds[request.id] = request.version, request.seed
+            outcome.note(request.id, "refine", request)
             text = parse_reply(request.begun + reply.text)
             outcome.unusable.pop(request.id, None)
             outcome.unended.discard(request.id)

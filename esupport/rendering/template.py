@@ -96,6 +96,10 @@ class Renderer:
         self._lead, self._end, self.end_of_turn = self._probe()
         self.keeps_opening = self._accepts_opening()
 
+    def identity(self) -> dict[str, Any]:
+        """What, besides the tokenizer's files, decides how messages are rendered."""
+        return {"instruction_in": self.instruction_in, "template_kwargs": self.template_kwargs}
+
     def _probe(self) -> tuple[str, str, int]:
         """What the template writes before and after a reply, and the id of the token that ends the turn."""
         asked = [{"role": "user", "content": "Hello"}]

@@ -19,7 +19,7 @@ from esupport.config.check import check_resources, check_types
 from esupport.config.resolvers import output_dir
 from esupport.errors import UserError
 from esupport.generators.local import Transformers
-from esupport.generators.protocol import Request, Sampling, seed_of, write_all
+from esupport.generators.protocol import Sampling, reply_request, seed_of, write_all
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.objectives.module import Objective
@@ -142,6 +142,10 @@ def _reference(plain: dict[str, Any], prepared: Prepared, slot: Slot) -> dict[st
         if corpus.units:
             scores, _ = scorer.scores([row for unit in corpus.units for row in unit], adapter)
             corpus.units = attach(corpus.units, scores)
+    if not prepared.corpora["pairs_valid"].units:
+        for name, node in plain["callbacks"].items():
+            if node and node.get("monitor") == plain["objective"]["monitor"]:
+                raise UserError(f"callbacks.{name}: no pair is held out to tell the best adapter by; use '~callbacks.{name}'")
     return {"reference_is_start": True}
 
 
@@ -150,13 +154,11 @@ def _samples(plain: dict[str, Any], prepared: Prepared, generator: Transformers,
     settings = dict(plain["samples"])
     asked = prepared.held_out_contexts(settings.pop("contexts"))
     requests = [
-        Request(
-            id=context.key,
-            family=context.conversation,
-            messages=tuple(prepared.renderer.context_messages(context)),
-            begun="",
-            sampling=Sampling(**settings),
-            seed=seed_of(plain["seed"], "samples", context.key),
+        reply_request(
+            context,
+            prepared.renderer.context_messages(context),
+            Sampling(**settings),
+            seed_of(plain["seed"], "samples", context.key),
         )
         for context, _ in asked
     ]

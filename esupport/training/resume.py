@@ -12,7 +12,7 @@ from esupport.errors import UserError
 
 # keys that do not decide what is learnt
 _FREE = {
-    *("name", "resume", "optimized_metric", "paths", "logger", "samples", "model.builder.cache"),
+    *("name", "resume", "optimized_metric", "batching.tokens_per_batch", "paths", "logger", "samples", "model.builder.cache"),
     *("callbacks.last", "callbacks.progress_bar", "evolution.samples", "trainer.enable_progress_bar"),
 }
 
