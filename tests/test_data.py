@@ -75,7 +75,9 @@ CHAT = {
 def source(path: Path | str, parse: Any = esconv.parse, **settings: Any) -> Source:
     fractions = {"train": 0.8, "valid": 0.1, "test": 0.1}
     return Source(
-        str(path), parse, **{"split": "auto", "fractions": fractions, "seed": 0, "on_error": "stop", "limit": None, **settings}
+        str(path),
+        parse,
+        **{"split": "auto", "fractions": fractions, "seed": 0, "on_error": "stop", "limit": None, "pairs": None, **settings},
     )
 
 

@@ -26,6 +26,7 @@ from esupport.reflection.wording import compiled, plain, sentences, similarity, 
 ESCONV = Path(__file__).parents[2] / "shared" / "data" / "esconv" / "valid.jsonl"
 NAMES = [
     "empty",
+    "unfinished",
     "same_as_draft",
     "leaked_analysis",
     "recites_profile",
@@ -91,13 +92,11 @@ def test_similarity_is_difflibs_and_looks_at_the_length_of_long_texts() -> None:
 
 
 def test_every_verdict_is_stored_and_the_order_does_not_matter() -> None:
-    one = pair("The seeker is sad.", "The seeker is sad.").model_copy(
-        update={"verdicts": {"unparsable": "", "unfinished": "x"}}
-    )
+    one = pair("The seeker is sad.", "The seeker is sad.").model_copy(update={"verdicts": {"unparsable": "", "unheard": "x"}})
     judged = judge(one, shipped())
-    assert list(judged.verdicts) == ["unparsable", "unfinished", *NAMES]
-    assert set(judged.dropped) == {"unfinished", "same_as_draft", "leaked_analysis"}
-    assert one.verdicts == {"unparsable": "", "unfinished": "x"}
+    assert list(judged.verdicts) == ["unparsable", "unheard", *NAMES]
+    assert set(judged.dropped) == {"unheard", "same_as_draft", "leaked_analysis"}
+    assert one.verdicts == {"unparsable": "", "unheard": "x"}
     backwards = judge(one, dict(reversed(shipped().items())))
     assert backwards.verdicts == judged.verdicts
     fine = judge(pair(), shipped())
@@ -114,7 +113,7 @@ def test_the_shipped_configurations() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         minimal = instantiate(compose(overrides=["+filters=minimal"]).filters)
         without = instantiate(compose(overrides=["+filters=default", "~filters.unsafe"]).filters)
-    kept = ["empty", "same_as_draft", "duplicate_context"]
+    kept = ["empty", "unfinished", "same_as_draft", "duplicate_context"]
     assert list(judge(pair(), minimal).verdicts) == kept
     assert list(judge(pair(), without).verdicts) == NAMES[:-1]
 
@@ -144,6 +143,12 @@ def test_empty_passes(text: str) -> None:
 )
 def test_same_as_draft(chosen: str, drops: bool) -> None:
     assert bool(verdict("same_as_draft", chosen)) is drops
+
+
+@pytest.mark.parametrize(("cut", "reason"), [("rejected_ended", "the draft"), ("chosen_ended", "the reply")])
+def test_what_was_cut_is_unfinished(cut: str, reason: str) -> None:
+    assert rules.Unfinished()(pair()) is None
+    assert rules.Unfinished()(pair().model_copy(update={cut: False})) == f"{reason} does not end"
 
 
 def test_same_as_draft_has_a_bound() -> None:
@@ -551,7 +556,7 @@ def test_unsafe_looks_at_the_last_turns_of_the_seeker_alone() -> None:
         ("speaks_for_seeker", {"seeker": ["see'ker"]}, r"speaks_for_seeker: .*apostrophes"),
         ("recites_profile", {"run": 0}, r"recites_profile\.run: "),
         ("repeats_itself", {"n": 0}, r"repeats_itself\.n: "),
-        ("length_ratio", {"least": 3}, r"length_ratio\.least: 3 is not between 0 and 2\.5"),
+        ("length_ratio", {"least": 4}, r"length_ratio\.least: 4 is not between 0 and 3"),
     ],
 )
 def test_a_setting_that_cannot_be_is_told_by_name(name: str, settings: dict[str, Any], message: str) -> None:
@@ -620,7 +625,7 @@ def test_replies_that_humans_wrote_are_seldom_dropped(path: str) -> None:
     if path == str(ESCONV) and not ESCONV.exists():
         pytest.skip("no copy of ESConv")
     parse = esconv.parse if path == str(ESCONV) else native.parse
-    rates = false_alarms(Source(path, parse, "auto", {"train": 0.8, "valid": 0.1, "test": 0.1}, 0, "stop", None))
+    rates = false_alarms(Source(path, parse, "auto", {"train": 0.8, "valid": 0.1, "test": 0.1}, 0, "stop", None, None))
     judged = {k: v for k, v in rates.items() if k not in ("length_ratio", "duplicate_context", "same_as_draft")}
     assert max(judged.values()) < 0.02, judged
     assert rates["same_as_draft"] == 0

@@ -399,7 +399,7 @@ def vllm(lora: Any, **settings: Any) -> VLLM:
         name="small", folder="some/model", revision="main", dtype="float32", load_in_4bit=False, lora=lora, identity=identity
     )
     known = {"rows": 2, "gpu_memory_utilization": 0.5, "max_model_len": None, "max_lora_rank": 16, "tensor_parallel_size": 1}
-    renderer: Any = SimpleNamespace(prompt=lambda messages, begun: [7, len(messages)], end_of_turn=2)
+    renderer: Any = SimpleNamespace(prompt=lambda messages, begun: [7, len(messages)], end_of_turn=2, identity=dict)
     return VLLM(slot=SimpleNamespace(backbone=backbone), renderer=renderer, **{**known, **settings})  # type: ignore[arg-type]
 
 

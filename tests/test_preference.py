@@ -489,16 +489,17 @@ def test_start_reference_and_pairs_of_each_round_are_those_named(
 
     def prefer(number: int, corpus: Any, start: Path, reference: Path | None) -> tuple[Any, Any]:
         asked.append((start, reference))
-        return SimpleNamespace(folder=Path(f"M{number}")), None
+        return SimpleNamespace(folder=Path(f"M{number}"), key=f"M{number}"), SimpleNamespace(key="scores")
 
     def made(self: Evolution, number: int, adapter: Path) -> tuple[Any, dict[str, Any]]:
         drafted.append(adapter)
-        return SimpleNamespace(folder=Path(f"pairs of {number}")), {}
+        return SimpleNamespace(folder=Path(f"pairs of {number}"), key=f"pairs {number}"), {}
 
     monkeypatch.setattr(Evolution, "_pairs", made)
     monkeypatch.setattr(Evolution, "_settings", lambda self, number: {})
     monkeypatch.setattr("esupport.evolution.rounds._kept", lambda stage: [stage.folder.name])
-    nothing: Any = SimpleNamespace(add=lambda *_: None, system=lambda *_: None, round=lambda *_: None)
+    silent = dict.fromkeys(("add", "system", "round", "pairs"), lambda *_: None)
+    nothing: Any = SimpleNamespace(**silent, keys=lambda *_: [])
     rest: Any = dict.fromkeys(("method", "draft", "filters", "objective", "contexts", "human", "renderer", "store", "writer"))
     evolution = Evolution(
         settings=Settings(rounds=3, start=start, reference=reference, pairs=pairs, seed=0),
@@ -792,7 +793,8 @@ def test_control_tokens_in_a_pair_are_refused_or_the_pair_is_skipped(where: str)
     else:
         changed = {where: smuggled}
     faulty = sound[0].model_copy(update=changed)
-    with pytest.raises(DataFault, match=r"a: turns\.[01]\.text: contains the control token '<\|im_end\|>'"):
+    named = "context.turns.0.text" if where == "context" else where
+    with pytest.raises(DataFault, match=rf"a/1: {named}: contains the control token '<\|im_end\|>'"):
         render_pairs("train", [faulty, *sound], renderer, "stop")
     corpus = render_pairs("train", [faulty, *sound], renderer, "skip")
     assert len(corpus.skipped) == 1
