@@ -96,7 +96,7 @@ def test_an_interrupted_offline_run_keeps_its_id_and_its_parts_join(evolve: Evol
     settings = ["logger=wandb", "evolution.rounds=1"]
     for _ in range(2):
         evolve(*settings)
-        wandb.finish()
+        wandb.teardown()  # waits for the writing process, as the end of a run's process does
     parts = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
     assert len(parts) == 2
     assert len({part.name.rpartition("-")[2] for part in parts}) == 1
