@@ -1,4 +1,4 @@
-"""Small random models of six families, and chat templates of the forms that people meet."""
+"""Small random models of five families, and chat templates of the forms that people meet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from esupport.data.conversation import Conversation, Turn
 from esupport.data.files import SPLITS, read_splits
+from esupport.models.attention import NAME
 from esupport.models.built import CHATML, _train_tokenizer
 
 SMALL = {
@@ -30,18 +31,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
     "qwen3": {"model_type": "qwen3"},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 24, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
-    "gemma2": {"model_type": "gemma2", "sliding_window": 24, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
 }
 
 
-def small_model(family: str, implementation: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+def small_model(family: str, seed: int = 0) -> PreTrainedModel:
     """A random model with weights large enough that a wrong mask shows."""
     from transformers import AutoConfig
 
     settings = dict(FAMILIES[family])
     config = AutoConfig.for_model(settings.pop("model_type"), **SMALL, **settings)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

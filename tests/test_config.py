@@ -152,7 +152,7 @@ def test_the_schema_names_what_the_code_takes(model: Any, target: str) -> None:
         (["data.path=pkg://nope/x"], "data.path: no such package: nope"),
         (["data=null"], "data: no option None"),
         (["data.fractions.valid=0.5"], "data.fractions: value error, train, valid and test together are more than 1"),
-        (["model.attn_implementation=flash_attention_2"], "model.attn_implementation: should be 'sdpa' or 'eager'"),
+        (["model.dtype=float8"], "model.dtype: should be 'float32', 'bfloat16' or 'float16'"),
         (["optimized_metric=val/nll"], "optimized_metric: should be 'val/nll_after'"),
         (["seed=99999999999"], "seed: should be less than 4294967296"),
         (["model=tiny", "model.path=a/b"], "model: value error, tiny is built on this machine"),

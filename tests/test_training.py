@@ -148,7 +148,7 @@ def test_the_adapter_loads_with_peft_alone_and_gives_the_reported_loss(train: Tr
     metrics = train("trainer.max_epochs=2", "objective.optimizer.lr=1e-2")
     cfg = composed(*TINY, "data.limit=12")
     backbone = instantiate(cfg.model, _convert_="all")
-    base = AutoModelForCausalLM.from_pretrained(backbone.folder)
+    base = AutoModelForCausalLM.from_pretrained(backbone.folder, attn_implementation="tree")
     loaded = PeftModel.from_pretrained(base, metrics["adapter_path"]).eval()
     corpus = prepare(OmegaConf.to_container(cfg, resolve=True), backbone).corpora["valid"]  # type: ignore[arg-type]
     rows = [row for unit in corpus.units for row in unit]

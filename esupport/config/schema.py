@@ -79,7 +79,6 @@ class Backbone(Own):
     builder: Partial | None
     gated: bool
     dtype: Literal["float32", "bfloat16", "float16"]
-    attn_implementation: Literal["sdpa", "eager"]
     load_in_4bit: bool
     gradient_checkpointing: bool
     instruction_in: Literal["system", "first_user"]

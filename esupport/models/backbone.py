@@ -44,7 +44,6 @@ class Backbone:
         builder: makes the model on this machine and returns its folder (:mod:`esupport.models.built`).
         gated: whether the hub asks for a token.
         dtype: of the frozen weights; the adapter is float32.
-        attn_implementation: ``sdpa`` or ``eager``.
         load_in_4bit: NF4 quantisation of the frozen weights (needs bitsandbytes and a GPU).
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
         instruction_in, template_kwargs: how the chat template is used (:class:`esupport.rendering.template.Renderer`).
@@ -60,7 +59,6 @@ class Backbone:
     builder: Callable[[], Path] | None
     gated: bool
     dtype: Literal["float32", "bfloat16", "float16"]
-    attn_implementation: str
     load_in_4bit: bool
     gradient_checkpointing: bool
     instruction_in: Literal["system", "first_user"]
@@ -80,6 +78,7 @@ class Backbone:
 
     def identity(self) -> dict[str, Any]:
         """What decides the frozen model's words: weights (by content, or the commit on the hub) and their arithmetic."""
+        from esupport.models.attention import NAME
         from esupport.models.weights import weights_digest
 
         local = Path(self.folder)
@@ -87,7 +86,7 @@ class Backbone:
             "weights": weights_digest(local) if local.is_dir() else f"{self.folder}@{self._commit()}",
             "dtype": self.dtype,
             "load_in_4bit": self.load_in_4bit,
-            "attn_implementation": self.attn_implementation,
+            "attention": NAME,
         }
 
     def _commit(self) -> str:
@@ -113,10 +112,12 @@ class Backbone:
         from peft import prepare_model_for_kbit_training
         from transformers import AutoModelForCausalLM
 
+        from esupport.models.attention import NAME
+
         base: PreTrainedModel = self._load(
             AutoModelForCausalLM.from_pretrained,
             dtype=getattr(torch, self.dtype),
-            attn_implementation=self.attn_implementation,
+            attn_implementation=NAME,
             use_safetensors=True,
             **self._quantisation(),
         )

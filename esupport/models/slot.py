@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from esupport.errors import UserError, first_line
 from esupport.models.backbone import Backbone
+from esupport.models.forward import verify_tree_row
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,6 +36,7 @@ class Slot:
         if self._policy is None:
             self._policy = self.backbone.load(self.seed)
             self._fresh = {name: value.clone() for name, value in get_peft_model_state_dict(self._policy).items()}
+            verify_tree_row(self._policy.to(self.device))
         policy = self._policy.to(self.device)
         weights = self._fresh if adapter is None else load_peft_weights(str(adapter), device="cpu")
         try:

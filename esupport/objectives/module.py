@@ -19,7 +19,8 @@ from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor
 
 from esupport.errors import UserError, first_line
-from esupport.objectives.logprobs import target_logprobs, verify_tree_row
+from esupport.models.forward import verify_tree_row
+from esupport.objectives.logprobs import target_logprobs
 from esupport.rendering.packing import Batch
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import torch
 from esupport.errors import UserError
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
-from esupport.objectives.logprobs import target_logprobs, verify_tree_row
+from esupport.objectives.logprobs import target_logprobs
 from esupport.rendering.packing import pack
 from esupport.rendering.row import Floats, Row
 from esupport.store import Stage, Store
@@ -47,7 +47,6 @@ class Scorer:
     def __init__(self, slot: Slot, store: Store, tokens_per_batch: int, precision: str) -> None:
         self.slot, self.store = slot, store
         self.tokens_per_batch, self.precision = tokens_per_batch, precision
-        self._verified = False
 
     def scores(self, rows: Sequence[Row], adapter: Path | None) -> tuple[list[Floats], Stage]:
         """Log-probability of each response of each row, (responses,) a row, and the stage that keeps them.
@@ -65,9 +64,6 @@ class Scorer:
 
         def make(folder: Path) -> None:
             with self.slot.speaking(adapter) as policy:
-                if not self._verified:
-                    verify_tree_row(policy)
-                    self._verified = True
                 measured = score(policy, rows, self.tokens_per_batch, self.precision)
             np.save(folder / "scores.npy", np.concatenate(measured), allow_pickle=False)
 

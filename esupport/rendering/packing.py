@@ -1,4 +1,4 @@
-"""Tree rows packed into batches, and the plan of an epoch: which conversations make which optimizer step.
+"""Tree rows packed into batches: one flat row of tokens each, without padding.
 
 An optimizer step is a set of conversations. How they are packed, how many batches that takes (accumulation) and how
 many ranks share them changes memory and time, never the loss: each batch knows the targets of the whole step.
@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esupport.rendering.row import Ints, Row
+from esupport.rendering.mask import Piece, pieces
+from esupport.rendering.row import Row
 
 
 @dataclass  # not frozen: Lightning's precision plugins refuse frozen dataclasses
 class Batch:
-    """Packed rows as tensors.
+    """Rows behind each other, as tensors.
 
     Attributes:
-        ids, positions, tree, branch, sees: (rows, length) int64; ``tree`` is -1 on padding.
+        ids, positions, tree, branch, sees: (length,) int64; ``tree`` is the number of the token's row.
+        pieces: who sees whom, for attention that leaves out the rest.
         targets: (n,) token ids to predict.
-        parents: (n,) index into the flattened (rows * length) hidden states that predict them.
+        parents: (n,) index of the token whose hidden state predicts each.
         response: (n,) which response of the batch each target belongs to.
         reference: (responses,) float32 log-probability of each response under the reference; nan where not measured.
         names: (responses) conversation of each response.
@@ -36,6 +38,7 @@ class Batch:
     tree: Tensor
     branch: Tensor
     sees: Tensor
+    pieces: tuple[Piece, ...]
     targets: Tensor
     parents: Tensor
     response: Tensor
@@ -54,75 +57,49 @@ class Batch:
         return replace(self, **moved)
 
 
-def pack(rows: Sequence[Row], tokens_per_batch: int, step: Sequence[Row] | None = None, pad_to: int = 8) -> list[Batch]:
-    """Pack rows into batches of at most ``tokens_per_batch`` tokens, padding counted; one longer row goes alone.
+def pack(rows: Sequence[Row], tokens_per_batch: int, step: Sequence[Row] | None = None) -> list[Batch]:
+    """Pack rows into batches of at most ``tokens_per_batch`` tokens (best fit); one longer row goes alone.
 
     ``step`` are the rows of the whole optimizer step where ``rows`` are only a rank's share of them.
-
-    Rows share a bin while it does not grow beyond the longest row (best fit), so packing trades no attention cost
-    for padding. ``pad_to`` rounds bin lengths up.
     """
-    bins = _best_fit(rows)
     whole = rows if step is None else step
     sizes = sum(len(row.targets) for row in whole), sum(row.responses for row in whole)
-    batches, waiting = [], list(bins)
-    while waiting:
-        length = -(-sum(len(row) for row in waiting[0]) // pad_to) * pad_to
-        count = max(1, tokens_per_batch // length)
-        batches.append(_collate(waiting[:count], length, *sizes))
-        waiting = waiting[count:]
-    return batches
+    return [collate(members, *sizes) for members in _best_fit(rows, tokens_per_batch)]
 
 
-def _best_fit(rows: Sequence[Row]) -> list[list[Row]]:
-    """Bins of rows, longest bin first, none longer than the longest row."""
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-    capacity = len(rows[order[0]]) if order else 0
+def _best_fit(rows: Sequence[Row], capacity: int) -> list[list[Row]]:
+    """Bins of rows, the fullest first."""
     bins: list[tuple[int, list[Row]]] = []
-    for index in order:
-        row = rows[index]
+    for row in sorted(rows, key=len, reverse=True):
         fitting = [i for i, (used, _) in enumerate(bins) if used + len(row) <= capacity]
         if fitting:
             best = max(fitting, key=lambda i: bins[i][0])
             bins[best] = (bins[best][0] + len(row), [*bins[best][1], row])
         else:
             bins.append((len(row), [row]))
-    return [rows_ for _, rows_ in sorted(bins, key=lambda b: -b[0])]
+    return [members for _, members in sorted(bins, key=lambda b: -b[0])]
 
 
-def _collate(bins: Sequence[Sequence[Row]], length: int, step_targets: int, step_responses: int) -> Batch:
-    shape = (len(bins), length)
-    grids = {name: np.zeros(shape, dtype=np.int64) for name in ("ids", "positions", "branch", "sees")}
-    trees = np.full(shape, -1, dtype=np.int64)
-    targets, parents, responses, references = [], [], [], []
-    names: list[str] = []
-    placed = 0
-    for number, members in enumerate(bins):
-        start = 0
-        for row in members:
-            end = start + len(row)
-            for name, grid in grids.items():
-                grid[number, start:end] = getattr(row, name)
-            trees[number, start:end] = placed
-            targets.append(row.ids[row.targets])
-            parents.append(row.parents + (number * length + start))
-            responses.append(row.response + len(names))
-            references.append(row.reference)
-            names.extend([row.name] * row.responses)
-            placed += 1
-            start = end
+def collate(rows: Sequence[Row], step_targets: int, step_responses: int) -> Batch:
+    """One batch of ``rows``."""
+    starts = np.cumsum([0, *map(len, rows)])[:-1].tolist()
+    firsts = np.cumsum([0, *(row.responses for row in rows)])[:-1].tolist()
 
-    def flat(parts: list[Ints]) -> Tensor:
+    def flat(parts: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
     return Batch(
-        tree=torch.from_numpy(trees),
-        targets=flat(targets),
-        parents=flat(parents),
-        response=flat(responses),
-        reference=torch.from_numpy(np.concatenate(references)),
-        names=tuple(names),
+        ids=flat([row.ids for row in rows]),
+        positions=flat([row.positions for row in rows]),
+        tree=flat([np.full(len(row), number) for number, row in enumerate(rows)]),
+        branch=flat([row.branch for row in rows]),
+        sees=flat([row.sees for row in rows]),
+        pieces=tuple(piece for row, start in zip(rows, starts, strict=True) for piece in pieces(row, start)),
+        targets=flat([row.ids[row.targets] for row in rows]),
+        parents=flat([row.parents + start for row, start in zip(rows, starts, strict=True)]),
+        response=flat([row.response + first for row, first in zip(rows, firsts, strict=True)]),
+        reference=torch.from_numpy(np.concatenate([row.reference for row in rows])),
+        names=tuple(name for row in rows for name in [row.name] * row.responses),
         step_targets=step_targets,
         step_responses=step_responses,
-        **{name: torch.from_numpy(grid) for name, grid in grids.items()},
     )

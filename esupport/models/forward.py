@@ -1,0 +1,109 @@
+"""A backbone's forward over packed tree rows, and the proof that it is exact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional
+
+from esupport.errors import UserError
+from esupport.models.attention import NAME, Kept, Structure, structure
+from esupport.rendering.packing import Batch, pack
+from esupport.rendering.row import Row, grow
+from esupport.rendering.template import Response
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BUCKET = 512  # on CUDA, lengths are rounded up: each new one costs a compilation
+
+
+def hidden_states(policy: PeftModel | PreTrainedModel, batch: Batch, kept: Kept | None = None) -> Tensor:
+    """(length, width) states behind the last layer of every token of ``batch``; ``kept`` gets every layer's keys and values."""
+    if batch.ids.device.type == "cuda":
+        batch = _bucketed(batch)
+    tree = structure(batch)
+    if kept is not None:
+        tree = kept.around(tree)
+    return through(policy, batch.ids[None], batch.positions[None], tree)[0]
+
+
+def through(policy: PeftModel | PreTrainedModel, ids: Tensor, positions: Tensor, tree: Structure) -> Tensor:
+    """(rows, length, width) states of (rows, length) ids at their positions, attended through ``tree``."""
+    model = base_of(policy)
+    _check(model)
+    # a mask in four dimensions is taken as it is: the model makes none of its own, and the structure has no use for it
+    nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    return cast(
+        "Tensor",
+        model.get_decoder()(
+            input_ids=ids, position_ids=positions, attention_mask=nothing, use_cache=False, tree=tree
+        ).last_hidden_state,
+    )
+
+
+def logits_of(policy: PeftModel | PreTrainedModel, hidden: Tensor) -> Tensor:
+    """(n, vocabulary) float32 logits of (n, width) hidden states."""
+    return cast("Tensor", base_of(policy).get_output_embeddings()(hidden).float())
+
+
+def base_of(policy: PeftModel | PreTrainedModel) -> Any:
+    """The model under the adapter."""
+    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
+
+
+def _check(model: Any) -> None:
+    config = model.config.get_text_config()
+    if config._attn_implementation != NAME:
+        raise UserError(f"model: attention {config._attn_implementation} knows no tree rows; load it with {NAME}")
+    others = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
+    if others:
+        raise UserError(f"model: layers of type {min(others)} take no tree rows; use a model with full or sliding attention")
+
+
+def _bucketed(batch: Batch) -> Batch:
+    """The batch, filled up with tokens that nobody sees."""
+    more = -len(batch.ids) % _BUCKET
+    filled = {name: functional.pad(getattr(batch, name), (0, more)) for name in ("ids", "positions", "branch", "sees")}
+    return replace(batch, tree=functional.pad(batch.tree, (0, more), value=-1), **filled)
+
+
+@torch.no_grad()
+def verify_tree_row(policy: PeftModel) -> None:
+    """See that this model's tree row gives what its own forward gives, on a trunk with two branches.
+
+    Raises:
+        UserError: it does not: the model scales its logits, ignores the structure or the positions, or attends otherwise.
+    """
+    base = cast("PreTrainedModel", policy.get_base_model())
+    vocabulary = base.config.get_text_config().vocab_size
+    ids = [11 + (7919 * i) % (vocabulary - 11) for i in range(64)]
+    replies = [Response(tuple(ids[:n]), tuple(ids[n + shift : n + shift + 6]), 0) for n, shift in ((40, 0), (20, 30), (30, 17))]
+    row = grow("probe", ids[:46], replies)
+    was_training = policy.training
+    policy.eval()
+
+    def off(probe: Row) -> float:
+        batch = pack([probe], tokens_per_batch=1)[0].to(policy.device)
+        logits = logits_of(policy, hidden_states(policy, batch)[batch.parents])
+        got = -functional.cross_entropy(logits, batch.targets, reduction="none")
+        return (got - own).abs().mean().item()
+
+    alone = []
+    for reply in replies:
+        whole = torch.tensor([reply.ids], device=policy.device)
+        logits = policy(input_ids=whole, use_cache=False).logits[0, -1 - len(reply.completion) : -1].float()
+        alone.append(-functional.cross_entropy(logits, whole[0, -len(reply.completion) :], reduction="none"))
+    own = torch.cat(alone)
+    # how far apart is too far depends on the model's rounding: far less than missing branch points do
+    apart, wrong = off(row), off(replace(row, sees=np.where(row.branch > 0, 46, 0).astype(np.int32)))
+    policy.train(was_training)
+    if not apart < max(1e-3, wrong / 5):
+        raise UserError(
+            f"model: {base.config.model_type} is not supported: its log-probabilities in a tree row are off by {apart:.2g}"
+        )
