@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esupport.config.command_line import CONF
+
+if TYPE_CHECKING:
+    from speaking import Local
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -93,3 +96,11 @@ def evolve(composed: Compose, tmp_path: Path) -> Evolve:
         return run(composed(*SMOKE, f"paths.store={tmp_path}/store", *overrides, folder=folder, config="evolve"))
 
     return go
+
+
+@pytest.fixture(scope="module")
+def local() -> Local:
+    """The tiny model as a writer, with weights large enough that a wrong mask shows."""
+    from speaking import tiny
+
+    return tiny()

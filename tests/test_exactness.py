@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, conversation, small_model, tokenizer_for
@@ -12,8 +15,9 @@ from esupport.models.attention import Matrix
 from esupport.models.forward import verify_tree_row
 from esupport.objectives.logprobs import target_logprobs
 from esupport.objectives.losses import sft_loss
+from esupport.objectives.reference import score
 from esupport.rendering.packing import Batch, pack
-from esupport.rendering.row import Row, grow, tree
+from esupport.rendering.row import Row, grow, split, tree
 from esupport.rendering.template import Renderer, Response
 
 
@@ -120,6 +124,26 @@ def test_packing_and_accumulation_do_not_change_the_gradients() -> None:
     assert one == 1
     scale = all_at_once.abs().max()
     torch.testing.assert_close(one_row_a_batch / scale, all_at_once / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_row_longer_than_a_batch_is_split_between_its_branches_and_nothing_changes(family: str) -> None:
+    rows = branched(responses_of("qwen", 3))
+    model: Any = small_model(family)
+    whole = score(model, rows, 100_000, "32")
+    for budget in (1, 150, 300):
+        parts = [part for row in rows for part in split(row, budget)]
+        assert len(parts) > len(rows)
+        for part in parts:
+            points = {int(point) for point in part.sees[part.branch > 0]}
+            assert len(part) <= budget or len(points) <= 1, "one context is never divided"
+            assert part.naive_tokens > 0
+        assert sum(part.responses for part in parts) == sum(row.responses for row in rows)
+        assert sum(part.naive_tokens for part in parts) == sum(row.naive_tokens for row in rows)
+        for got, want in zip(score(model, rows, budget, "32"), whole, strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-4)
+    trunk_alone = tree("talk", responses_of("qwen", 1)[0])[0]
+    assert len(split(trunk_alone, 1)) == 1, "a trunk is never cut"
 
 
 def test_every_target_of_every_row_is_packed_once() -> None:

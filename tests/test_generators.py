@@ -21,23 +21,19 @@ import torch
 from families import conversation, small_model, tokenizer_for
 from hydra.utils import instantiate
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from speaking import SAMPLING, Local
 from transformers import GenerationConfig
 
-from esupport.config.check import check_types
-from esupport.config.command_line import composed as compose
-from esupport.data.conversation import Conversation
 from esupport.errors import UserError
-from esupport.generators.local import SeededSampling, Transformers
-from esupport.generators.protocol import Generator, Reply, Request, Sampling, digest, seed_of
+from esupport.generators.local import SeededSampling
+from esupport.generators.protocol import Generator, Reply, Request, digest, seed_of
 from esupport.generators.scripted import Scripted
 from esupport.generators.server import OpenAIServer
 from esupport.generators.vllm import VLLM
-from esupport.models.slot import Slot
 from esupport.rendering.template import Renderer
 
 Body = dict[str, Any]
 KEY = "sk-secret-0123456789"
-SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9)
 
 
 def request(name: str = "a", words: str = "I lost my job.", begun: str = "", **sampling: Any) -> Request:
@@ -430,70 +426,6 @@ def test_vllm_is_given_ids_seeds_and_the_adapter_by_content(tmp_path: Path, monk
         vllm(SimpleNamespace(dora=False), max_model_len=0).write(asked, None)
     with pytest.raises(UserError, match=r"model\.lora\.dora"):
         vllm(SimpleNamespace(dora=True))
-
-
-class Local:
-    """The tiny model with weights large enough that a wrong cache or mask shows, and what its decoder reads."""
-
-    def __init__(self, slot: Any, renderer: Renderer, talks: list[Conversation]) -> None:
-        self.slot, self.renderer, self.talks = slot, renderer, talks
-        self.read: list[tuple[int, int]] = []  # rows and columns of each forward
-        with slot.speaking(None) as policy:
-            policy.get_base_model().get_decoder().register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, module: Any, args: Any, kwargs: Any) -> None:
-        ids = kwargs.get("input_ids")
-        self.read.append(tuple((kwargs["inputs_embeds"] if ids is None else ids).shape[:2]))
-
-    def generator(self, rows: int = 16) -> Transformers:
-        return Transformers(self.slot, self.renderer, rows)
-
-    def requests(self, turns: int = 3, begun: str = "", **sampling: Any) -> list[Request]:
-        """The first turns of each conversation, a family a conversation."""
-        asked = replace(SAMPLING, **{"max_new_tokens": 8, **sampling})
-        return [
-            Request(f"{c.id}/{t}", c.id, tuple(self.renderer.messages(c, t)), begun, asked, seed_of(0, c.id, t))
-            for c in self.talks
-            for t in c.supporter_turns()[:turns]
-        ]
-
-    def written(self, requests: list[Request], rows: int = 16, adapter: Path | None = None) -> list[str]:
-        generator, texts = self.generator(rows), dict[int, str]()
-        for batch in generator.plan(requests):
-            replies = generator.write([requests[i] for i in batch], adapter)
-            texts |= {i: reply.text for i, reply in zip(batch, replies, strict=True)}
-        return [texts[i] for i in range(len(requests))]
-
-    @torch.no_grad()
-    def plainly(self, asked: Request, adapter: Path | None = None) -> str:
-        """The likeliest token each time, from a forward over all that was said: no cache, no padding, no batch."""
-        prompt = self.renderer.prompt(asked.messages, asked.begun)
-        ids = list(prompt)
-        with self.slot.speaking(adapter) as policy:
-            while len(ids) < len(prompt) + asked.sampling.max_new_tokens:
-                token = int(policy(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
-                if token == self.renderer.end_of_turn:
-                    break
-                ids.append(token)
-        return str(self.renderer.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)).strip()
-
-
-def sharpen(policy: Any) -> None:
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if parameter.dim() > 1 and "lora_" not in name:
-                parameter.copy_(torch.empty_like(parameter).normal_(0, 0.3, generator=draw))
-
-
-@pytest.fixture(scope="module")
-def local() -> Local:
-    plain = check_types("train", compose("train", ["model=tiny", "rendering.max_tokens=100000"]))
-    backbone = instantiate(plain["model"])
-    renderer = Renderer(backbone.tokenizer(), "Support the seeker.", "system", {}, 100000)
-    slot = Slot(backbone, 0, "cpu")
-    sharpen(slot.load(None))
-    return Local(slot, renderer, instantiate(plain["data"]).read("data").train[:4])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

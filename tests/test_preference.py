@@ -165,13 +165,13 @@ def test_losses_and_gradients_equal_one_forward_per_response_whatever_the_packin
     rows, parameters = found.planted.rows, list(found.model.parameters())
     plain = plain_of(composed)
     plans = {
-        "each row alone": [pack([row], 1, step=rows)[0] for row in rows],
+        "each context alone": [batch for row in rows for batch in pack([row], 1, step=rows)],
         "some together": pack(rows, 1000),
         "one batch": pack(rows, 100_000),
         "three ranks": dealt(rows, 700, 3),
         "more ranks than rows": dealt(rows, 700, len(rows) + 2),
     }
-    assert [len(plan) for plan in plans.values()] == [8, 3, 1, 5, 10]
+    assert [len(plan) for plan in plans.values()] == [15, 3, 1, 5, 10]
     logprobs = {name: [target_logprobs(found.model, batch) for batch in plan] for name, plan in plans.items()}
     for loss in LOSSES:
         for nll_weight in (0.0, 0.2):
@@ -181,7 +181,7 @@ def test_losses_and_gradients_equal_one_forward_per_response_whatever_the_packin
             for name, plan in plans.items():
                 total = torch.stack([module.loss(lp, b) for lp, b in zip(logprobs[name], plan, strict=True)]).sum()
                 assert float(total.detach()) == pytest.approx(value, abs=1e-4, rel=1e-5), (loss, nll_weight, name)
-                if name != "some together" and (loss, nll_weight) != ("sigmoid_norm", 0.2):
+                if name not in ("some together", "each context alone") and (loss, nll_weight) != ("sigmoid_norm", 0.2):
                     continue  # a backward pass takes its time
                 parts = torch.autograd.grad(total, parameters, retain_graph=True)
                 got = torch.cat([part.flatten() for part in parts]).double()
@@ -220,7 +220,7 @@ def test_losses_equal_those_of_trl_on_its_own_batch(family: str, tmp_path: Path)
     assert len(rows) == 2
     assert sum(map(len, rows)) < 0.7 * int(collated["attention_mask"].sum()), "turns share their trunk"
     batches = pack([replace(row, reference=s) for row, s in zip(rows, score(reference, rows, 4000, "32"), strict=True)], 200)
-    assert len(batches) == 2
+    assert len(batches) == 3
     for loss, settings in LOSSES.items():
         trainer.beta, trainer.label_smoothing = settings["beta"], settings.get("flipped", 0.0)
         trainer.loss_types = [loss]
@@ -353,7 +353,7 @@ def with_dropout_on(bench: Bench, start: Path) -> list[Floats]:
 
 
 def sums_as_it_is(policy: Any, row: Row) -> Floats:
-    (batch,) = pack([row], 1)
+    (batch,) = pack([row], 100_000)
     pairs = Pairs.of(target_logprobs(policy, batch), batch)
     return torch.stack([pairs.chosen, pairs.rejected], 1).flatten().numpy()
 
@@ -595,7 +595,7 @@ def test_packing_and_accumulation_leave_the_training_as_it_is(bench: MakeBench) 
     moved = max(float((w - p.detach()).abs().max()) for w, p in zip(found[0][1].values(), trainable(first), strict=True))
     assert moved > 1e-3
     for curve, weights in found[1:]:
-        assert max(float((weights[name] - found[0][1][name]).abs().max()) for name in weights) < 1e-3 * moved
+        assert max(float((weights[name] - found[0][1][name]).abs().max()) for name in weights) < 5e-3 * moved
         for ours_, theirs in zip(curve, found[0][0], strict=True):
             assert close(ours_, theirs)
 

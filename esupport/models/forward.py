@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from esupport.errors import UserError
 from esupport.models.attention import NAME, Kept, Structure, structure
-from esupport.rendering.packing import Batch, pack
+from esupport.rendering.packing import Batch, collate
 from esupport.rendering.row import Row, grow
 from esupport.rendering.template import Response
 
@@ -89,7 +89,7 @@ def verify_tree_row(policy: PeftModel) -> None:
     policy.eval()
 
     def off(probe: Row) -> float:
-        batch = pack([probe], tokens_per_batch=1)[0].to(policy.device)
+        batch = collate([probe], len(probe.targets), probe.responses).to(policy.device)
         logits = logits_of(policy, hidden_states(policy, batch)[batch.parents])
         got = -functional.cross_entropy(logits, batch.targets, reduction="none")
         return (got - own).abs().mean().item()

@@ -11,18 +11,20 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.progress import track
 
 from esupport.errors import UserError
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.objectives.logprobs import target_logprobs
 from esupport.rendering.packing import pack
-from esupport.rendering.row import Floats, Row
+from esupport.rendering.row import Floats, Row, split
 from esupport.store import Stage, Store
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Scorer:
 
         def make(folder: Path) -> None:
             with self.slot.speaking(adapter) as policy:
-                measured = score(policy, rows, self.tokens_per_batch, self.precision)
+                measured = score(policy, rows, self.tokens_per_batch, self.precision, "log-probabilities")
             np.save(folder / "scores.npy", np.concatenate(measured), allow_pickle=False)
 
         stage = self.store.stage("scores", inputs, make)
@@ -76,22 +78,28 @@ class Scorer:
 
 
 @torch.no_grad()
-def score(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str) -> list[Floats]:
-    """Log-probability of each response of each row under ``policy`` as it is, in eval mode: (responses,) a row."""
+def score(
+    policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str, shown_as: str | None = None
+) -> list[Floats]:
+    """Log-probability of each response of each row under ``policy`` as it is, in eval mode: (responses,) a row.
+
+    ``shown_as`` stands before a progress bar; None shows none.
+    """
     was_training = policy.training
     policy.eval()
-    scores = [np.zeros(row.responses, dtype=np.float32) for row in rows]
-    numbered = [replace(row, name=str(number)) for number, row in enumerate(rows)]
+    parts = [split(row, tokens_per_batch) for row in rows]
+    numbered = [replace(part, name=str(number)) for number, part in enumerate(chain.from_iterable(parts))]
+    scores: dict[int, Floats] = {}
     with _arithmetic(policy, precision):
-        for batch in pack(numbered, tokens_per_batch):
+        for batch in track(pack(numbered, tokens_per_batch), shown_as or "", disable=shown_as is None):
             sums = torch.zeros(len(batch.names), dtype=torch.float64)
             sums.index_add_(0, batch.response, target_logprobs(policy, batch.to(policy.device)).cpu().double())
             for name in dict.fromkeys(batch.names):
-                own = scores[int(name)]
-                first = batch.names.index(name)
-                own[:] = sums[first : first + len(own)].numpy()
+                first, number = batch.names.index(name), int(name)
+                scores[number] = sums[first : first + numbered[number].responses].float().numpy()
     policy.train(was_training)
-    return scores
+    in_order = (scores[number] for number in range(len(numbered)))
+    return [np.concatenate([next(in_order) for _ in row]) for row in parts]
 
 
 def attach(units: Sequence[Sequence[Row]], scores: Sequence[Floats]) -> list[list[Row]]:
@@ -110,7 +118,7 @@ def check_start(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, p
         UserError: it is not: a wrong adapter, a stale score, or dropout.
     """
     coarse = "bf16" in precision or policy.dtype != torch.float32
-    for row, now in zip(rows, score(policy, rows, tokens_per_batch, precision), strict=True):
+    for row, now in zip(rows, score(policy, rows, tokens_per_batch, precision, "start seen to be the reference"), strict=True):
         lengths = np.bincount(row.response, minlength=row.responses)
         bound = BFLOAT16_BOUND * lengths if coarse else np.full(row.responses, FLOAT32_BOUND)
         apart = np.abs(now - row.reference)

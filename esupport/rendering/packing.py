@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esupport.rendering.mask import Piece, pieces
-from esupport.rendering.row import Row
+from esupport.rendering.row import Row, split
 
 
 @dataclass  # not frozen: Lightning's precision plugins refuse frozen dataclasses
@@ -58,13 +58,15 @@ class Batch:
 
 
 def pack(rows: Sequence[Row], tokens_per_batch: int, step: Sequence[Row] | None = None) -> list[Batch]:
-    """Pack rows into batches of at most ``tokens_per_batch`` tokens (best fit); one longer row goes alone.
+    """Pack rows into batches of at most ``tokens_per_batch`` tokens (best fit).
 
+    A longer row is split between its branches; a trunk that is longer goes alone.
     ``step`` are the rows of the whole optimizer step where ``rows`` are only a rank's share of them.
     """
     whole = rows if step is None else step
     sizes = sum(len(row.targets) for row in whole), sum(row.responses for row in whole)
-    return [collate(members, *sizes) for members in _best_fit(rows, tokens_per_batch)]
+    parts = [part for row in rows for part in split(row, tokens_per_batch)]
+    return [collate(members, *sizes) for members in _best_fit(parts, tokens_per_batch)]
 
 
 def _best_fit(rows: Sequence[Row], capacity: int) -> list[list[Row]]:

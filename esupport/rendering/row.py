@@ -11,8 +11,8 @@ longest common prefix of trunk and context; the rest of its context goes into th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,6 @@ class Row:
         response: (n,) which response, in the order given, the target belongs to.
         responses: how many there are.
         reference: (responses,) log-probability of each under the reference; nan where it was not measured.
-        naive_tokens: tokens of one row per response, what the tree row saves against.
         branches: responses that became branches.
     """
 
@@ -52,11 +51,16 @@ class Row:
     response: Ints
     responses: int
     reference: Floats
-    naive_tokens: int
     branches: int
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def naive_tokens(self) -> int:
+        """Tokens of one row per response: what the tree row saves against."""
+        last = np.flatnonzero(np.diff(self.response, append=-1) != 0)  # of each response's targets, which stand together
+        return int((self.positions[self.targets[last]] + 1).sum())
 
 
 def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
@@ -105,7 +109,6 @@ def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
         response=_ints(scored),
         responses=len(responses),
         reference=np.full(len(responses), np.nan, dtype=np.float32),
-        naive_tokens=sum(len(response.ids) for response in responses),
         branches=branches,
     )
 
@@ -123,6 +126,58 @@ def tree(name: str, responses: Sequence[Response]) -> list[Row]:
         rows.append(grow(name, trunk, here))
         left = [r for r in left if common_prefix(trunk, r.context) == 0]
     return rows
+
+
+def split(row: Row, capacity: int) -> list[Row]:
+    """Rows of at most ``capacity`` tokens where branches make a row longer than that, each with the trunk that it needs.
+
+    Responses to one context stay together. A trunk is never cut: one longer than ``capacity`` stays so.
+    """
+    if len(row) <= capacity:
+        return [row]
+    parts: list[list[int]] = [[]]
+    for group in _of_one_context(row):
+        together = _tokens_of(row, parts[-1] + group)
+        branches = (row.branch[_tokens_of(row, parts[-1])] > 0).any()
+        if branches and len(together) > capacity:
+            parts.append([])
+        parts[-1] += group
+    return [_part(row, part) for part in parts]
+
+
+def _of_one_context(row: Row) -> list[list[int]]:
+    """Adjacent responses whose completions begin at one position: those to one context, as a chosen and its rejected."""
+    starts = row.positions[row.targets[np.flatnonzero(np.diff(row.response, prepend=-1) != 0)]]
+    bounds = [0, *(np.flatnonzero(np.diff(starts) != 0) + 1), row.responses]
+    return [list(range(first, end)) for first, end in pairwise(map(int, bounds))]
+
+
+def _tokens_of(row: Row, responses: Sequence[int]) -> NDArray[np.intp]:
+    """Indices of the tokens that these responses need: the trunk as far as one of them sees it, and their branches."""
+    targets = row.targets[np.isin(row.response, responses)]
+    own = np.isin(row.branch, row.branch[targets]) & (row.branch > 0)
+    on_trunk = targets[row.branch[targets] == 0]
+    seen = max([0, *(row.sees[own]), *(on_trunk + 1)])
+    return np.flatnonzero(own | ((np.arange(len(row)) < seen) & (row.branch == 0)))
+
+
+def _part(row: Row, responses: Sequence[int]) -> Row:
+    kept, scored = _tokens_of(row, responses), np.isin(row.response, responses)
+    moved = np.full(len(row), -1, dtype=np.int32)
+    moved[kept] = np.arange(len(kept))
+    return replace(
+        row,
+        ids=row.ids[kept],
+        positions=row.positions[kept],
+        branch=row.branch[kept],
+        sees=row.sees[kept],
+        targets=moved[row.targets[scored]],
+        parents=moved[row.parents[scored]],
+        response=row.response[scored] - responses[0],
+        responses=len(responses),
+        reference=row.reference[list(responses)],
+        branches=len(np.unique(row.branch[kept])) - 1,
+    )
 
 
 def common_prefix(one: Sequence[int], two: Sequence[int]) -> int:

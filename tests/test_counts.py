@@ -1,0 +1,117 @@
+"""The lead of the tree row in tokens and forwards, which can be counted: no later change may lose it unnoticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from speaking import Local
+
+from esupport.data.conversation import Conversation
+from esupport.data.files import read_file
+from esupport.data.preference import Context, PreferencePair
+from esupport.data.readers.native import parse
+from esupport.models.forward import base_of
+from esupport.objectives.logprobs import CHUNK, target_logprobs
+from esupport.rendering.corpus import Corpus, render_all
+from esupport.rendering.packing import pack
+from esupport.rendering.pairs import render_pairs
+
+
+@pytest.fixture(scope="module")
+def talks() -> list[Conversation]:
+    from esupport.data.files import locate
+
+    folder = locate("pkg://esupport.data/shipped", "data.path")
+    assert folder
+    return [parse(raw.value, raw.key) for raw in read_file(folder / "train.jsonl")][:24]
+
+
+def pairs(talks: list[Conversation]) -> list[PreferencePair]:
+    """At every reply: the human's, and the one of the next conversation, against it."""
+    found = []
+    for talk, other in zip(talks, [*talks[1:], talks[0]], strict=True):
+        others = [other.turns[turn].text for turn in other.supporter_turns()]
+        for number, turn in enumerate(talk.supporter_turns()):
+            context = Context(conversation=talk.id, turn=turn, turns=talk.turns[:turn])
+            found.append(PreferencePair(context=context, chosen=talk.turns[turn].text, rejected=others[number % len(others)]))
+    return found
+
+
+@contextmanager
+def counting(model: Any) -> Iterator[dict[str, int]]:
+    """Tokens that the decoder and the head are given."""
+    counts = {"decoder": 0, "head": 0, "forwards": 0}
+
+    def decoder(module: Any, args: Any, kwargs: Any) -> None:
+        counts["decoder"] += kwargs["input_ids"].numel()
+        counts["forwards"] += 1
+
+    def head(module: Any, args: Any) -> None:
+        counts["head"] += args[0].shape[0]
+
+    base = base_of(model)
+    hooks = [
+        base.get_decoder().register_forward_pre_hook(decoder, with_kwargs=True),
+        base.get_output_embeddings().register_forward_pre_hook(head),
+    ]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("kind", "lead"), [("conversations", 3.5), ("pairs", 4.7)])
+def test_training_reads_so_many_times_fewer_tokens_than_a_row_for_each_response(
+    kind: str,
+    lead: float,
+    talks: list[Conversation],
+    local: Local,
+) -> None:
+    corpus: Corpus
+    corpus = (
+        render_all("train", talks, local.renderer, "stop", {})
+        if kind == "conversations"
+        else render_pairs("train", pairs(talks), local.renderer, "stop")
+    )
+    rows = [row for unit in corpus.units for row in unit]
+    naive = sum(row.naive_tokens for row in rows)
+    policy = local.slot.load(None)
+    with counting(policy) as counts:
+        for batch in pack(rows, 2048):
+            target_logprobs(policy, batch).sum().backward()
+    assert counts["decoder"] == sum(map(len, rows)), "nothing is padded, and nothing is read twice"
+    assert naive / counts["decoder"] > lead
+    assert counts["head"] == 2 * corpus.targets, "once, and once more for the gradient"
+    assert counts["forwards"] <= 1.25 * counts["decoder"] / 2048 + 1, "batches are full"
+
+
+def test_no_more_than_a_chunk_of_logits_is_in_memory(talks: list[Conversation], local: Local) -> None:
+    rows = [row for unit in render_all("train", talks[:4], local.renderer, "stop", {}).units for row in unit]
+    (batch,) = pack(rows, 100_000)
+    sizes: list[int] = []
+    with local.slot.speaking(None) as policy, torch.no_grad():
+        hook = (
+            base_of(policy).get_output_embeddings().register_forward_hook(lambda module, args, out: sizes.append(out.shape[0]))
+        )
+        target_logprobs(policy, batch)
+        hook.remove()
+    assert len(sizes) > 1
+    assert max(sizes) == CHUNK
+    assert sum(sizes) == len(batch.targets)
+
+
+def test_a_conversation_is_read_once_for_all_its_replies_and_rows_that_ended_leave(local: Local) -> None:
+    requests = local.requests(turns=100, temperature=0.7, max_new_tokens=24, one_line=True)
+    prompts = [local.renderer.prompt(asked.messages) for asked in requests]
+    beginnings = {(asked.family, *p[:end]) for asked, p in zip(requests, prompts, strict=True) for end in range(1, len(p) + 1)}
+    generator = local.generator(rows=64)
+    local.read.clear()
+    replies = [reply for batch in generator.plan(requests) for reply in generator.write([requests[i] for i in batch], None)]
+    read = sum(columns for rows, columns in local.read if columns > 1)
+    assert read == len(beginnings) < 0.34 * sum(map(len, prompts))
+    stepped = sum(rows for rows, columns in local.read if columns == 1)
+    wanted = sum(reply.tokens for reply in replies)
+    assert stepped < 1.5 * wanted
