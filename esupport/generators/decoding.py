@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,8 +44,9 @@ def decode(
         draw: (rows,) next tokens, given (rows, vocabulary) logits and the prompts that the rows continue, by number.
         done: whether these tokens end a reply.
     """
-    dummies = max(0, LEAST_ROWS - len(prompts))
-    logits, rows = _read(policy, [*prompts, *prompts[:1] * dummies], [*families, *families[:1] * dummies], most)
+    dummies = [0] * (LEAST_ROWS - len(prompts))
+    asked = [*range(len(prompts)), *dummies]
+    logits, rows = _read(policy, [prompts[at] for at in asked], [families[at] for at in asked], most)
     written: list[list[int]] = [[] for _ in rows.numbers]
     while True:
         tokens = draw(logits, rows.numbers)
@@ -89,7 +91,7 @@ def _read(policy: PeftModel, prompts: Sequence[Sequence[int]], families: Sequenc
 
 
 def _starts(trees: Sequence[Row]) -> list[int]:
-    return np.cumsum([0, *map(len, trees)])[:-1].tolist()
+    return [0, *accumulate(map(len, trees[:-1]))]
 
 
 @dataclass
@@ -203,8 +205,8 @@ class _Rows:
         most = int(self.slot.max()) + 1
         placed = rows.new_zeros(len(trunk), most, heads, group, width)
         placed[self.tree, self.slot] = rows
-        product = placed.transpose(1, 2).flatten(2, 3) @ trunk
-        return product.unflatten(2, (most, group)).transpose(1, 2)[self.tree, self.slot]
+        product: Tensor = (placed.transpose(1, 2).flatten(2, 3) @ trunk).unflatten(2, (most, group))
+        return product.transpose(1, 2)[self.tree, self.slot]
 
     def _bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """(rows, 1, 1, keys): 0 for what a row's new token sees of trunk and own columns, else minus infinity."""

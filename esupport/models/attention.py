@@ -59,19 +59,16 @@ def tree_attention(
         UserError: the model attends in a way that tree rows do not know.
     """
     if tree is None:
-        return cast(
-            "tuple[Tensor, None]",
-            sdpa_attention_forward(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                scaling=scaling,
-                dropout=dropout,
-                sliding_window=sliding_window,
-                **others,
-            ),
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            sliding_window=sliding_window,
+            **others,
         )
     strange = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if dropout or strange:
@@ -127,7 +124,7 @@ class Blocks:
         if how.window not in self.masks:
             self.masks[how.window] = self._block_mask(how.window)
         attended, _ = flex_attention_forward(module, query, key, value, self.masks[how.window], scaling=how.scaling)
-        return cast("Tensor", attended)
+        return attended
 
     def _block_mask(self, window: int | None) -> Any:
         from torch.nn.attention.flex_attention import create_block_mask

@@ -69,8 +69,11 @@ def _check(model: Any) -> None:
 def _bucketed(batch: Batch) -> Batch:
     """The batch, filled up with tokens that nobody sees."""
     more = -len(batch.ids) % _BUCKET
-    filled = {name: functional.pad(getattr(batch, name), (0, more)) for name in ("ids", "positions", "branch", "sees")}
-    return replace(batch, tree=functional.pad(batch.tree, (0, more), value=-1), **filled)
+    ids, positions, branch, sees = (
+        functional.pad(t, (0, more)) for t in (batch.ids, batch.positions, batch.branch, batch.sees)
+    )
+    tree = functional.pad(batch.tree, (0, more), value=-1)
+    return replace(batch, ids=ids, positions=positions, branch=branch, sees=sees, tree=tree)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +29,8 @@ class Pieces:
         if kind not in self.masks:
             seen = [piece.mask(self.batch.branch, self.batch.positions, how.window) for piece in self.batch.pieces]
             self.masks[kind] = [None if mask is None else _additive(mask, query.dtype) for mask in seen]
-        return cast("Tensor", _InPieces.apply(query, key, value, self.batch.pieces, self.masks[kind], how.scaling))
+        apply = cast("Callable[..., Tensor]", _InPieces.apply)
+        return apply(query, key, value, self.batch.pieces, self.masks[kind], how.scaling)
 
 
 class _InPieces(torch.autograd.Function):
