@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Evolve
+from conftest import ROOT, SMOKE, Evolve
 from test_multirun import records
 
 SEED = 20251109
@@ -89,14 +89,17 @@ def _other_key(inputs: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[16:32]
 
 
-def test_an_interrupted_offline_run_keeps_its_id_and_its_parts_join(evolve: Evolve, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_interrupted_offline_run_keeps_its_id_and_its_parts_join(tmp_path: Path) -> None:
     """``wandb sync --id ID DIRECTORIES`` uploads the parts to one run, in the order of their start."""
-    import wandb
-
-    settings = ["logger=wandb", "evolution.rounds=1"]
-    for _ in range(2):
-        evolve(*settings)
-        wandb.teardown()  # waits for the writing process, as the end of a run's process does
+    place = [f"paths.outputs={tmp_path}", "name=run", "logger=wandb", "evolution.rounds=1"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    for _ in range(2):  # W&B's writer ends with the process
+        command = [sys.executable, "evolve.py", *(s for s in SMOKE if s != "logger=none"), *place]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env={**environment, "HOME": os.environ["ESUPPORT_CACHE"]}
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
     parts = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
     assert len(parts) == 2
     assert len({part.name.rpartition("-")[2] for part in parts}) == 1

@@ -101,6 +101,11 @@ class Generator(Protocol):
         ...
 
 
+def in_pieces(requests: int, size: int) -> list[list[int]]:
+    """A plan in the given order, ``size`` requests a batch."""
+    return [list(range(start, min(start + size, requests))) for start in range(0, requests, size)]
+
+
 def write_all(generator: Generator, requests: Sequence[Request], adapter: Path | None) -> list[Reply]:
     """Replies to ``requests``, in their order, batch by batch as the generator plans them."""
     replies: dict[int, Reply] = {}

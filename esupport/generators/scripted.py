@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from esupport.generators.protocol import Reply, Request
+from esupport.generators.protocol import Reply, Request, in_pieces
 
 
 class Scripted:
@@ -41,7 +41,7 @@ class Scripted:
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Pieces in the given order."""
-        return [list(range(start, min(start + self.rows, len(requests)))) for start in range(0, len(requests), self.rows)]
+        return in_pieces(len(requests), self.rows)
 
     def write(self, requests: Sequence[Request], adapter: Path | None) -> list[Reply]:
         """Replies to one planned batch."""

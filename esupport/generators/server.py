@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import Reply, Request
+from esupport.generators.protocol import Reply, Request, in_pieces
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -74,8 +74,7 @@ class OpenAIServer:
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Pieces in the given order."""
-        size = self.concurrency * _BATCHES
-        return [list(range(start, min(start + size, len(requests)))) for start in range(0, len(requests), size)]
+        return in_pieces(len(requests), self.concurrency * _BATCHES)
 
     def write(self, requests: Sequence[Request], adapter: Path | None) -> list[Reply]:
         """Replies to one planned batch; the first lasting failure ends it and takes back what is still in flight."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import Reply, Request
+from esupport.generators.protocol import Reply, Request, in_pieces
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.rendering.template import Renderer
@@ -70,7 +70,7 @@ class VLLM:
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Pieces in the given order."""
-        return [list(range(start, min(start + self.rows, len(requests)))) for start in range(0, len(requests), self.rows)]
+        return in_pieces(len(requests), self.rows)
 
     def write(self, requests: Sequence[Request], adapter: Path | None) -> list[Reply]:
         """Replies to one planned batch."""
