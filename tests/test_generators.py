@@ -495,6 +495,26 @@ def test_never_fewer_than_four_rows_decode_and_a_family_is_read_once(local: Loca
     assert sum(rows * columns for rows, columns in local.read if columns > 1) < sum(prompts) / 2
 
 
+def test_one_reply_takes_as_many_forwards_as_it_has_tokens(local: Local) -> None:
+    (asked,) = local.requests(max_new_tokens=60)[:1]
+    with saying(local, local.renderer.end_of_turn, 3, rows=1):
+        local.read.clear()
+        (reply,) = local.generator().write([asked], None)
+    assert (reply.tokens, reply.finished) == (3, True)
+    assert len(local.read) == 4, "what fills the batch up is not waited for"
+
+
+def test_trunks_read_in_several_forwards_give_the_same_texts(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = local.requests(temperature=0.0)
+    local.read.clear()
+    at_once = local.written(requests)
+    forwards = len(local.read)
+    monkeypatch.setattr("esupport.generators.decoding._PREFILL", 1)
+    local.read.clear()
+    assert local.written(requests) == at_once
+    assert len(local.read) > forwards
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 0.5), (1.5, 1.0)])
 def test_tokens_are_drawn_from_the_nucleus(local: Local, temperature: float, top_p: float) -> None:
     """Of 1024 replies of one token: none outside the nucleus, and chi-square within 4 standard deviations."""
@@ -529,12 +549,14 @@ def test_an_answer_begun_by_the_caller_goes_on(local: Local) -> None:
 
 
 @contextmanager
-def saying(local: Local, token: int, *steps: int) -> Iterator[None]:
-    """The model says a token at these steps of the next batch, and nowhere else."""
+def saying(local: Local, token: int, *steps: int, rows: int | None = None) -> Iterator[None]:
+    """The model says a token at these steps of the next batch, in all rows or the first ones, and nowhere else."""
     step = iter(range(1000))
 
     def said(module: Any, args: Any, scores: torch.Tensor) -> torch.Tensor:
-        by = 1000.0 if next(step) in steps else -1000.0
+        by = torch.full((len(scores), 1), -1000.0)
+        if next(step) in steps:
+            by[:rows] = 1000.0
         return scores + by * torch.nn.functional.one_hot(torch.tensor(token), scores.shape[-1])
 
     with local.slot.speaking(None) as policy:

@@ -6,12 +6,11 @@ A row's keys are those of its trunk, kept once for its family, and its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LEAST_ROWS = 4  # 1 to 3 rows round differently from more
+_PREFILL = 8192  # tokens of several trees that are read in one forward: bounds memory
 _SHRINK = 0.75  # rows that are done are taken out when no more than this share goes on: each time copies what is kept
 
 Draw = Callable[[Tensor, Sequence[int]], Tensor]
@@ -54,9 +54,9 @@ def decode(
             if not done(written[number]):
                 written[number].append(token)
         rows.written += 1
-        going = [at for at, number in enumerate(rows.numbers) if not done(written[number])]
-        if not going or rows.written == most:
+        if rows.written == most or all(map(done, written[: len(prompts)])):
             return written[: len(prompts)]
+        going = [at for at, number in enumerate(rows.numbers) if not done(written[number])]
         if len(rows.numbers) > LEAST_ROWS and len(going) <= _SHRINK * len(rows.numbers):
             kept = _filled_up(going, len(rows.numbers))
             rows = rows.only(kept)
@@ -79,15 +79,36 @@ def _read(policy: PeftModel, prompts: Sequence[Sequence[int]], families: Sequenc
     for (family, _), own in members.items():
         hung = [Response(tuple(prompts[i][:-1]), (prompts[i][-1],), 0) for i in own]
         trees.append(grow(family, max((prompts[i] for i in own), key=len), hung))
-    batch = collate(trees, 0, 0).to(policy.device)
-    kept = Kept()
-    hidden = hidden_states(policy, batch, kept)
     numbers = [i for own in members.values() for i in own]
-    ends = torch.cat(
-        [torch.from_numpy(row.targets.astype(np.int64)) + start for row, start in zip(trees, _starts(trees), strict=True)]
-    )
-    logits = logits_of(policy, hidden[ends.to(policy.device)])
-    return logits, _Rows.of(trees, numbers, kept, most)
+    last, keys, values = [], [], []
+    for group in _groups(trees):
+        kept = Kept()
+        hidden = hidden_states(policy, collate(group, 0, 0).to(policy.device), kept)
+        at = [target + start for row, start in zip(group, _starts(group), strict=True) for target in row.targets.tolist()]
+        last.append(hidden[at])
+        length = sum(map(len, group))
+        keys.append([of_layer[:, :length] for of_layer in kept.keys])  # without what fills a bucket
+        values.append([of_layer[:, :length] for of_layer in kept.values])
+    return logits_of(policy, torch.cat(last)), _Rows.of(trees, numbers, _joined(keys), _joined(values), most)
+
+
+def _groups(trees: Sequence[Row]) -> Iterator[list[Row]]:
+    """Trees that are read together: a pure function of the trees."""
+    group: list[Row] = []
+    for row in trees:
+        if group and sum(map(len, group)) + len(row) > _PREFILL:
+            yield group
+            group = []
+        group.append(row)
+    yield group
+
+
+def _joined(groups: list[list[Tensor]]) -> Iterator[Tensor]:
+    """By layer, what the groups have kept of it; each is let go as the next is asked for."""
+    for group in groups:
+        group.reverse()
+    while groups[0]:
+        yield torch.cat([group.pop() for group in groups], dim=1)
 
 
 def _starts(trees: Sequence[Row]) -> list[int]:
@@ -101,6 +122,7 @@ class _Rows:
     Attributes:
         numbers: (rows) which prompt each continues.
         tree, slot: (rows,) the trunk of each, and its place among the trunk's rows.
+        slots: places of the trunk that has most rows.
         point: (rows,) how many of the trunk's tokens it sees.
         length: (rows,) tokens of its prompt.
         blank: (rows,) own columns before the first token: what a row has of its prompt stands at the right of ``rest``.
@@ -113,6 +135,7 @@ class _Rows:
     numbers: list[int]
     tree: Tensor
     slot: Tensor
+    slots: int
     point: Tensor
     length: Tensor
     blank: Tensor
@@ -123,8 +146,8 @@ class _Rows:
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trees: Sequence[Row], numbers: list[int], kept: Kept, most: int) -> _Rows:
-        """Rows for the targets of ``trees``, in their order, from what a forward over the trees has kept."""
+    def of(cls, trees: Sequence[Row], numbers: list[int], keys: Iterator[Tensor], values: Iterator[Tensor], most: int) -> _Rows:
+        """Rows for the targets of ``trees``, in their order, from each layer's (key heads, tokens of the trees, d)."""
         spans = []  # of each row: its tree, its branch's tokens in the batch, its point, its length
         for number, (row, start) in enumerate(zip(trees, _starts(trees), strict=True)):
             for target in row.targets.tolist():
@@ -145,15 +168,14 @@ class _Rows:
                 own[number, :, rest - (end - first) : rest] = values[:, first:end]
             return trunk, own
 
-        layers = []
-        while kept.keys:  # freed layer by layer
-            layers.append((gathered(kept.keys.pop(0)), gathered(kept.values.pop(0))))
+        layers = [(gathered(key), gathered(value)) for key, value in zip(keys, values, strict=True)]
         column = [torch.tensor(values, device=layers[0][0][0].device) for values in zip(*spans, strict=True)]
         tree, first, end, point, length = column
         return cls(
             numbers=numbers,
             tree=tree,
             slot=_slots(tree),
+            slots=int(tree.bincount().max()),
             point=point,
             length=length,
             blank=rest - (end - first),
@@ -164,20 +186,25 @@ class _Rows:
         )
 
     def only(self, kept: list[int]) -> _Rows:
-        """These rows alone, and the trunks that they need."""
+        """These rows alone, and the trunks that they need; takes the keys and values away from this one."""
         index = torch.tensor(kept, device=self.tree.device)
         used, tree = self.tree[index].unique(return_inverse=True)
+        whole = len(used) == len(self.trunk[0][0])
+        for layer, ((trunk_key, trunk_value), (key, value)) in enumerate(zip(self.trunk, self.own, strict=True)):
+            self.own[layer] = key[index], value[index]
+            self.trunk[layer] = (trunk_key, trunk_value) if whole else (trunk_key[used], trunk_value[used])
         return _Rows(
             numbers=[self.numbers[at] for at in kept],
             tree=tree,
             slot=_slots(tree),
+            slots=int(tree.bincount().max()),
             point=self.point[index],
             length=self.length[index],
             blank=self.blank[index],
             rest=self.rest,
             written=self.written,
-            trunk=self.trunk if len(used) == len(self.trunk[0][0]) else [(key[used], value[used]) for key, value in self.trunk],
-            own=[(key[index], value[index]) for key, value in self.own],
+            trunk=self.trunk,
+            own=self.own,
         )
 
     def positions(self) -> Tensor:
@@ -202,10 +229,9 @@ class _Rows:
     def _of_trunk(self, rows: Tensor, trunk: Tensor) -> Tensor:
         """(rows, key heads, group, n) of (rows, key heads, group, m), each row times its trunk's (key heads, m, n)."""
         _, heads, group, width = rows.shape
-        most = int(self.slot.max()) + 1
-        placed = rows.new_zeros(len(trunk), most, heads, group, width)
+        placed = rows.new_zeros(len(trunk), self.slots, heads, group, width)
         placed[self.tree, self.slot] = rows
-        product: Tensor = (placed.transpose(1, 2).flatten(2, 3) @ trunk).unflatten(2, (most, group))
+        product: Tensor = (placed.transpose(1, 2).flatten(2, 3) @ trunk).unflatten(2, (self.slots, group))
         return product.transpose(1, 2)[self.tree, self.slot]
 
     def _bias(self, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -58,6 +58,10 @@ def tree_attention(
     Raises:
         UserError: the model attends in a way that tree rows do not know.
     """
+    strange = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    strange += ["values of another width"] if value.shape[-1] != query.shape[-1] else []
+    if strange:
+        raise UserError(f"model: tree rows know no attention with {strange[0]}")
     if tree is None:
         return sdpa_attention_forward(
             module,
@@ -70,9 +74,8 @@ def tree_attention(
             sliding_window=sliding_window,
             **others,
         )
-    strange = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
-    if dropout or strange:
-        raise UserError(f"model: tree rows know no attention with {strange[0] if strange else 'dropout'}")
+    if dropout:
+        raise UserError("model: tree rows know no attention with dropout")
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # as it does for PyTorch's own attention
         query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
@@ -112,10 +115,17 @@ class Kept:
 
 @dataclass
 class Blocks:
-    """FlexAttention: blocks of 128 by 128 that hold nothing to see are skipped."""
+    """FlexAttention: blocks of 128 by 128 that hold nothing to see are skipped.
+
+    Beyond its limit of compilations PyTorch would go on uncompiled, with all scores in memory: that is an error here.
+    """
 
     batch: Batch
     masks: dict[int | None, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        torch._dynamo.config.recompile_limit = 64  # training or not, with a window or not, in each arithmetic
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """See :class:`Structure`."""
@@ -130,14 +140,17 @@ class Blocks:
         from torch.nn.attention.flex_attention import create_block_mask
 
         tree, branch, sees, positions = self.batch.tree, self.batch.branch, self.batch.sees, self.batch.positions
+        length = len(tree)
+        # as a tensor: a number would be compiled in, once for each
+        reach = torch.tensor(length if window is None else window, device=tree.device)
 
         def seen(_row: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             on_trunk = (branch[k] == 0) & (positions[k] < sees[q])
             allowed = (tree[q] == tree[k]) & torch.where(branch[q] == branch[k], q >= k, on_trunk)
-            return allowed if window is None else allowed & (positions[q] - positions[k] < window)
+            return allowed & (positions[q] - positions[k] < reach)
 
-        length = len(tree)
-        return create_block_mask(seen, None, None, length, length, device=str(tree.device))
+        # compiled, it needs no matrix of all tokens by all
+        return create_block_mask(seen, None, None, length, length, device=str(tree.device), _compile=True)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 
-from esupport.errors import UserError
+from esupport.errors import UserError, first_line
 from esupport.models.attention import NAME, Kept, Structure, structure
 from esupport.rendering.packing import Batch, collate
 from esupport.rendering.row import Row, grow
@@ -20,7 +20,8 @@ from esupport.rendering.template import Response
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_BUCKET = 512  # on CUDA, lengths are rounded up: each new one costs a compilation
+_BUCKET = 512  # on CUDA, lengths are rounded up, so that few shapes are met
+_EXACT = 5e-3  # nats a token in float32, beyond which a forward is another one
 
 
 def hidden_states(policy: PeftModel | PreTrainedModel, batch: Batch, kept: Kept | None = None) -> Tensor:
@@ -49,7 +50,10 @@ def through(policy: PeftModel | PreTrainedModel, ids: Tensor, positions: Tensor,
 
 def logits_of(policy: PeftModel | PreTrainedModel, hidden: Tensor) -> Tensor:
     """(n, vocabulary) float32 logits of (n, width) hidden states."""
-    return cast("Tensor", base_of(policy).get_output_embeddings()(hidden).float())
+    base = base_of(policy)
+    logits: Tensor = base.get_output_embeddings()(hidden).float()
+    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def base_of(policy: PeftModel | PreTrainedModel) -> Any:
@@ -97,16 +101,22 @@ def verify_tree_row(policy: PeftModel) -> None:
         got = -functional.cross_entropy(logits, batch.targets, reduction="none")
         return (got - own).abs().mean().item()
 
-    alone = []
-    for reply in replies:
-        whole = torch.tensor([reply.ids], device=policy.device)
-        logits = policy(input_ids=whole, use_cache=False).logits[0, -1 - len(reply.completion) : -1].float()
-        alone.append(-functional.cross_entropy(logits, whole[0, -len(reply.completion) :], reduction="none"))
-    own = torch.cat(alone)
-    # how far apart is too far depends on the model's rounding: far less than missing branch points do
-    apart, wrong = off(row), off(replace(row, sees=np.where(row.branch > 0, 46, 0).astype(np.int32)))
+    try:
+        own = torch.cat([_alone(policy, reply) for reply in replies])
+        apart, wrong = off(row), off(replace(row, sees=np.where(row.branch > 0, 46, 0).astype(np.int32)))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"model: {base.config.model_type} is not supported: {first_line(error)}") from error
     policy.train(was_training)
-    if not apart < max(1e-3, wrong / 5):
+    # with coarser weights, rounding decides how far apart is too far: far less than missing branch points do
+    exact = all(weight.dtype == torch.float32 for weight in base.parameters())
+    if not apart < (_EXACT if exact else max(_EXACT, wrong / 5)):
         raise UserError(
             f"model: {base.config.model_type} is not supported: its log-probabilities in a tree row are off by {apart:.2g}"
         )
+
+
+def _alone(policy: PeftModel, reply: Response) -> Tensor:
+    """(completion,) log-probabilities by the model's own forward."""
+    whole = torch.tensor([reply.ids], device=policy.device)
+    logits = policy(input_ids=whole, use_cache=False).logits[0, -1 - len(reply.completion) : -1].float()
+    return -functional.cross_entropy(logits, whole[0, -len(reply.completion) :], reduction="none")

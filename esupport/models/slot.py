@@ -34,9 +34,10 @@ class Slot:
         from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
         if self._policy is None:
-            self._policy = self.backbone.load(self.seed)
-            self._fresh = {name: value.clone() for name, value in get_peft_model_state_dict(self._policy).items()}
-            verify_tree_row(self._policy.to(self.device))
+            loaded = self.backbone.load(self.seed)
+            verify_tree_row(loaded.to(self.device))
+            self._fresh = {name: value.cpu().clone() for name, value in get_peft_model_state_dict(loaded).items()}
+            self._policy = loaded
         policy = self._policy.to(self.device)
         weights = self._fresh if adapter is None else load_peft_weights(str(adapter), device="cpu")
         try:

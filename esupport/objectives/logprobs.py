@@ -39,4 +39,4 @@ def target_logprobs(policy: PeftModel | PreTrainedModel, batch: Batch) -> Tensor
         return -functional.cross_entropy(logits_of(policy, states), targets, reduction="none")
 
     chunks = zip(hidden.split(CHUNK), batch.targets.split(CHUNK), strict=True)
-    return torch.cat([checkpoint(logprobs, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+    return torch.cat([checkpoint(logprobs, *chunk, use_reentrant=False) for chunk in chunks])

@@ -122,7 +122,7 @@ class RowDataModule(pl.LightningDataModule):
         corpora: ``train`` and ``valid``; the instruction examples ``replay`` and ``replay_valid`` and the held-out preference
             pairs ``pairs_valid`` may be empty or not there.
         conversations_per_step: conversations in an optimizer step, over all ranks and batches.
-        tokens_per_batch: bound on the tokens of one forward pass, padding counted; more memory, fewer passes.
+        tokens_per_batch: bound on the tokens of one forward pass; more memory, fewer passes.
         replay_ratio: replay examples for each conversation.
         seed: of the order of conversations.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor
 from esupport.rendering.row import Row
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Adjacent tokens that see the same beginning of one trunk: a trunk itself, or the branches from one point of it.
+class Piece(NamedTuple):
+    """Adjacent tokens that see the same beginning of one trunk: a trunk itself, or branches from one point of it.
 
     Attributes:
         trunk: where the tree's trunk begins in the batch.
@@ -55,10 +54,20 @@ class Piece:
 
 
 def pieces(row: Row, start: int) -> Iterator[Piece]:
-    """The pieces of a row that begins at ``start`` of a batch: its trunk, then its branches, by their points."""
-    bounds = [0, *(np.flatnonzero(np.diff(row.sees) != 0) + 1), len(row)]
-    for first, end in itertools.pairwise(bounds):
-        yield Piece(trunk=start, point=int(row.sees[first]), first=start + int(first), end=start + int(end))
+    """The pieces of a row that begins at ``start`` of a batch: its trunk, then its branches, by their points.
+
+    Branches of one point share a piece, so that the trunk's keys are gathered once for them, as long as they are shorter
+    together than the trunk before them: each is computed against all of the piece.
+    """
+    bounds = [0, *(np.flatnonzero(np.diff(row.branch) != 0) + 1), len(row)]
+    first, end = 0, int(bounds[1])
+    for _, later in itertools.pairwise(map(int, bounds[1:])):
+        point = int(row.sees[first])
+        if not point or row.sees[end] != point or later - first > point:
+            yield Piece(start, point, start + first, start + end)
+            first = end
+        end = later
+    yield Piece(start, int(row.sees[first]), start + first, start + end)
 
 
 def visible(tree: Tensor, branch: Tensor, sees: Tensor, positions: Tensor, window: int | None) -> Tensor:

@@ -138,8 +138,7 @@ def split(row: Row, capacity: int) -> list[Row]:
     parts: list[list[int]] = [[]]
     for group in _of_one_context(row):
         together = _tokens_of(row, parts[-1] + group)
-        branches = (row.branch[_tokens_of(row, parts[-1])] > 0).any()
-        if branches and len(together) > capacity:
+        if parts[-1] and len(together) > capacity and (row.branch[together] > 0).any():
             parts.append([])
         parts[-1] += group
     return [_part(row, part) for part in parts]
