@@ -1,0 +1,73 @@
+"""A judge's answers into values. What is incomplete, out of range or contradicts itself is None, and is asked for again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+Value = int | str
+Readers = Mapping[str, Callable[[Any], Value | None]]
+Read = Callable[[str], dict[str, Value] | None]
+
+NONE = "none"  # no error
+_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
+_CHOICES: dict[str, Value] = {"1": "first", "2": "second", "tie": "tie"}
+
+
+def choice(said: Any) -> Value | None:
+    """``first``, ``second`` or ``tie``, of 1, 2 or "tie"."""
+    return _CHOICES.get(str(said).strip(" \"'.").lower()) if type(said) in (int, str) else None
+
+
+def score(said: Any) -> Value | None:
+    """A whole number from 1 to 5."""
+    text = str(said).strip() if type(said) in (int, str) else ""
+    return int(text) if re.fullmatch("[1-5]", text) else None
+
+
+def error_of(names: Collection[str]) -> Callable[[Any], Value | None]:
+    """A reader of the error's name, however it is spaced, or ``none``: what the answer begins with."""
+
+    def read(said: Any) -> Value | None:
+        text = re.sub(r"[\s_-]+", "_", said.lower()).strip("_\"'.") if isinstance(said, str) else ""
+        return next((name for name in sorted({*names, NONE}, key=len, reverse=True) if text.startswith(name)), None)
+
+    return read
+
+
+def read_object(readers: Readers, answer: str) -> dict[str, Value] | None:
+    """The values in the one JSON object of an answer that has all keys of ``readers``; its ``reason`` is kept too.
+
+    Several such objects that differ are no answer.
+    """
+    found = []
+    for value in _objects(_THOUGHTS.sub("", answer)):
+        read = {key: reader(value.get(key)) for key, reader in readers.items()}
+        complete = {key: item for key, item in read.items() if item is not None}
+        if any(key in value for key in readers):
+            found.append((complete, value.get("reason")))
+    if not found or any(values != found[0][0] for values, _ in found) or set(found[0][0]) != set(readers):
+        return None
+    values, reason = found[0]
+    return {**values, "reason": reason} if isinstance(reason, str) else values
+
+
+def read_one(key: str, reader: Callable[[Any], Value | None], pattern: str, answer: str) -> dict[str, Value] | None:
+    """The value of ``key`` in an answer that goes on from a beginning: the group ``answer`` of ``pattern``."""
+    found = re.match(pattern, _THOUGHTS.sub("", answer).strip(), re.DOTALL | re.IGNORECASE)
+    value = reader(found["answer"]) if found else None
+    return None if value is None else {key: value}
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, the outer ones."""
+    decoder, start = json.JSONDecoder(strict=False), text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+            yield value
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
+            end = start + 1
+        start = text.find("{", end)

@@ -1,0 +1,39 @@
+"""What others wrote, as data in a prompt: it cannot pass for the prompt's own lines, nor for a model's control tokens."""
+
+from __future__ import annotations
+
+import re
+
+from esupport.data.conversation import Conversation
+from esupport.data.preference import Context
+
+# <|im_end|>, </s>, <start_of_turn>, [/INST]: a chat template would take them for its own; not <3; \uff5c is a wide bar
+_CONTROL = re.compile(r"<(?=[/|\uff5cA-Za-z_])|\[(?=/?[A-Z_]+\])")
+
+
+def quoted(text: str) -> str:
+    """Each line of ``text`` behind a bar, as ``| text``: a prompt's own lines never begin so.
+
+    Control tokens are broken by a space, lone surrogates become ``?``.
+    """
+    sound = text.encode("utf-8", "replace").decode("utf-8")
+    lines = _CONTROL.sub(r"\g<0> ", sound).splitlines()  # at every character that any reader takes for a line break
+    return "\n".join(f"| {line.strip()}".rstrip() for line in lines) or "| (no words)"
+
+
+def transcript(context: Context) -> str:
+    """The turns of a context, quoted, a line each: no turn can pretend to be two."""
+    return "\n".join(quoted(f"{turn.role.capitalize()}: {_one_line(turn.text)}") for turn in context.turns)
+
+
+def person(conversation: Conversation | None) -> str:
+    """What the data tells of the seeker (profile, emotion, problem, situation), quoted, a line each; empty if nothing."""
+    if conversation is None:
+        return ""
+    stated = {name: getattr(conversation, name) for name in ("emotion", "problem", "situation")}
+    known = {name: text for name, text in {**conversation.profile, **stated}.items() if text}
+    return "\n".join(quoted(_one_line(f"{name}: {text}")) for name, text in known.items())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,204 @@
+"""What a judge is asked of replies, and what follows: comparisons in both orders, ratings, the swap test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from esupport.data.conversation import Conversation, Record
+from esupport.data.preference import Context
+from esupport.evaluation.answered import Answered
+from esupport.evaluation.judge.answers import NONE, choice, error_of, read_object, read_one, score
+from esupport.evaluation.judge.asking import Given, Item
+from esupport.evaluation.judge.method import Asked, Judge
+from esupport.evaluation.judge.quoting import person, quoted, transcript
+
+Unusable = Literal["refused", "unparsable"]
+Outcome = Literal["win", "loss", "tie", "inconsistent"] | Unusable
+UNUSABLE: tuple[Unusable, ...] = ("refused", "unparsable")
+OUTCOMES: tuple[Outcome, ...] = ("win", "loss", "tie", "inconsistent", *UNUSABLE)
+_AGREED: dict[str, Outcome] = {"a": "win", "b": "loss", "tie": "tie"}
+_SCORES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+class Comparison(Record):
+    """``a`` beside ``b``, shown in both orders.
+
+    Attributes:
+        a, b: systems; in the swap test the conversation of the person replied to, and of the other.
+        conversation, turn: of the reply. In the swap test, both belong to one ``group`` of the data.
+        verdicts: with ``a`` shown first and shown second: ``a``, ``b``, ``tie``, ``refused`` or ``unparsable``.
+        reasons: the judge's, likewise; empty where it gave none.
+        outcome: ``win``, ``loss`` or ``tie`` where both orders say so, ``inconsistent`` where they differ.
+        score: of ``a``, mean of both orders (1, a tie 0.5, 0); None where an order has no verdict.
+        longer: characters by which ``a``'s reply is longer; 0 in the swap test.
+    """
+
+    a: str
+    b: str
+    conversation: str
+    turn: int
+    verdicts: tuple[str, str] = Field(strict=False)
+    reasons: tuple[str, str] = Field(strict=False)
+    outcome: Outcome
+    score: float | None
+    longer: int
+
+
+class Rating(Record):
+    """A reply on the rubric.
+
+    Attributes:
+        system, conversation, turn: whose reply, and to what.
+        status: ``refused`` or ``unparsable`` where anything that was asked is missing.
+        scores: 1 to 5, by axis; those that were given.
+        error: what is wrong with an unhelpful reply; None for a helpful one, or where the judge named none.
+        reason: the judge's; empty where it gave none.
+    """
+
+    system: str
+    conversation: str
+    turn: int
+    status: Literal["rated"] | Unusable
+    scores: dict[str, int]
+    error: str | None
+    reason: str
+
+
+def compare(
+    judge: Judge, pairs: Sequence[tuple[Answered, Answered]], people: Mapping[str, Conversation]
+) -> list[Item[Comparison]]:
+    """Which of two replies to a context supports the seeker better; equal replies are a tie and are not asked.
+
+    Args:
+        judge: whose questions are asked.
+        pairs: replies of two systems to the same contexts.
+        people: conversations by id, for what the data tells of the seeker; those that are not there are judged without.
+
+    Raises:
+        ValueError: the replies of a pair are to different contexts.
+    """
+    items = []
+    for a, b in pairs:
+        if a.context != b.context:
+            raise ValueError(f"replies to different contexts: {a.context.key} and {b.context.key}")
+        shown = {"person": person(people.get(a.context.conversation)), "transcript": transcript(a.context)}
+        asked = (
+            () if a.reply == b.reply else _both_orders(judge, "pairwise", a.context, quoted(a.reply), quoted(b.reply), shown)
+        )
+        items.append(Item(asked, partial(_compared, a.system, b.system, a.context, len(a.reply) - len(b.reply))))
+    return items
+
+
+def swap(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conversation]) -> list[Item[Comparison]]:
+    """Whom of two people in one situation a reply fits better: the one it was written to, or the other.
+
+    The judge sees what the data tells of both and the reply, not what was said: else the reply's topic would give the
+    person away. It chooses, because two ratings from 1 to 5 are mostly equal. Chance is one half.
+
+    Args:
+        judge: whose questions are asked.
+        answered: replies; those to a person without a profile, or without another one in the ``group``, are left out.
+        people: conversations by id, the others of the groups among them.
+    """
+    items = []
+    for one in answered:
+        own = people.get(one.context.conversation)
+        if own is None or own.group is None or not own.profile:
+            continue
+        for other in sorted(people.values(), key=lambda c: c.id):
+            if other.group == own.group and other.profile and person(other) != person(own):
+                cards = person(own), person(other)
+                asked = _both_orders(judge, "swap", one.context, *cards, {"reply": quoted(one.reply)})
+                items.append(Item(asked, partial(_compared, own.id, other.id, one.context, 0)))
+    return items
+
+
+def rate(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conversation]) -> list[Item[Rating]]:
+    """Replies on the rubric; arguments as in :func:`compare`."""
+    axes, error = judge.asked_axes, error_of(judge.errors)
+    items = []
+    for one in answered:
+        context = one.context
+        shown = {
+            "person": person(people.get(context.conversation)),
+            "transcript": transcript(context),
+            "reply": quoted(one.reply),
+        }
+        if judge.form == "json":
+            readers = {**dict.fromkeys(axes, score), **({"error": error} if judge.errors else {})}
+            request = judge.request("rating", context.key, context.conversation, shown)
+            asked = [Asked(request, partial(read_object, readers))]
+        else:
+            asked = [
+                Asked(
+                    judge.request("rating", context.key, context.conversation, {**shown, "axes": {axis: axes[axis]}}),
+                    partial(read_one, axis, score, judge.rating.pattern),
+                )
+                for axis in axes
+            ]
+            if judge.errors:
+                request = judge.request("error", context.key, context.conversation, shown)
+                asked.append(Asked(request, partial(read_one, "error", error, judge.error.pattern)))
+        items.append(Item(tuple(asked), partial(_rated, one.system, context, judge.unhelpful)))
+    return items
+
+
+def counts(comparisons: Sequence[Comparison]) -> dict[str, int]:
+    """Comparisons by outcome; all outcomes are there."""
+    found = Counter(one.outcome for one in comparisons)
+    return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def _both_orders(judge: Judge, name: str, context: Context, a: str, b: str, shown: Mapping[str, str]) -> tuple[Asked, Asked]:
+    question = getattr(judge, name)
+    read = (
+        partial(read_object, {"better": choice})
+        if judge.form == "json"
+        else partial(read_one, "better", choice, question.pattern)
+    )
+    orders = [{**shown, "first": first, "second": second} for first, second in ((a, b), (b, a))]
+    one, other = (Asked(judge.request(name, context.key, context.conversation, order), read) for order in orders)
+    return one, other
+
+
+def _compared(a: str, b: str, context: Context, longer: int, given: Sequence[Given]) -> Comparison:
+    one, other = given or [Given("answered", {"better": "tie"})] * 2  # nothing is asked of equal replies
+    verdicts = _side(one, "a", "b"), _side(other, "b", "a")
+    missing = next((status for status in UNUSABLE if status in verdicts), None)
+    return Comparison(
+        a=a,
+        b=b,
+        conversation=context.conversation,
+        turn=context.turn,
+        verdicts=verdicts,
+        reasons=(str(one.values.get("reason", "")), str(other.values.get("reason", ""))),
+        outcome=missing or (_AGREED[verdicts[0]] if verdicts[0] == verdicts[1] else "inconsistent"),
+        score=None if missing else sum(_SCORES[verdict] for verdict in verdicts) / 2,
+        longer=longer,
+    )
+
+
+def _side(given: Given, first: str, second: str) -> str:
+    """The side that an order's verdict is for, or why there is none."""
+    return {"first": first, "second": second, "tie": "tie"}[str(given.values["better"])] if given.values else given.status
+
+
+def _rated(system: str, context: Context, unhelpful: int, given: Sequence[Given]) -> Rating:
+    values = {key: value for one in given for key, value in one.values.items()}
+    statuses = {one.status for one in given}
+    scores = {key: value for key, value in values.items() if isinstance(value, int)}
+    error = values.get("error", NONE)
+    return Rating(
+        system=system,
+        conversation=context.conversation,
+        turn=context.turn,
+        status=next((status for status in UNUSABLE if status in statuses), "rated"),
+        scores=scores,
+        error=str(error) if error != NONE and scores.get("helpfulness", unhelpful + 1) <= unhelpful else None,
+        reason=str(values.get("reason", "")),
+    )
