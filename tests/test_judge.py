@@ -43,7 +43,11 @@ from esupport.rendering.template import Renderer
 from esupport.store import Store
 
 Script = Callable[[Request], str]
-NEEDED = {"openai": ["judge.generator.model=m"], "scripted": ["judge.generator.answer=len"], "local": []}
+NEEDED = {
+    "openai": ["judge.generator.model=m"],
+    "scripted": ["judge.generator.answer={_target_:test_judge.first,_partial_:true}"],
+    "local": [],
+}
 TALK = Conversation(
     id="bus",
     turns=(
@@ -82,7 +86,7 @@ def answered(reply: str, system: str = "M1", turn: int = 3, talk: Conversation =
 
 def pairs(count: int = 6) -> list[tuple[Answered, Answered]]:
     """A good reply beside a bad one, by the numbers of the turns."""
-    return [(answered(f"good {i}", "A", 2 * i + 1), answered(f"bad {i}", "B", 2 * i + 1)) for i in range(count)]
+    return [(answered(f"good {i}", "A", 2 * i + 1), answered(f"bad {i}{'.' * i}", "B", 2 * i + 1)) for i in range(count)]
 
 
 def prompt(request: Request) -> str:
@@ -98,8 +102,8 @@ def first(request: Request) -> str:
 
 
 def perfect(request: Request) -> str:
-    """Knows a good reply, or the person called right, wherever it is shown."""
-    place = 1 if re.search(r"1[^|]*\n\| (good|name: right)", prompt(request)) else 2
+    """Knows a good reply wherever it is shown."""
+    place = 1 if "Reply 1 of a supporter:\n| good" in prompt(request) else 2
     return said(place) if "JSON" in prompt(request) else f" {place}."
 
 
@@ -132,7 +136,7 @@ def test_a_perfect_judge_gives_all_to_the_better(form: str, tmp_path: Path) -> N
     found = asker(by, tmp_path).settle(compare(by, pairs(), PEOPLE))
     assert counts(found)["win"] == 6
     _, scores, longer = measured(found)
-    assert (longer == 1).all()
+    assert longer.tolist() == [1, 0, -1, -2, -3, -4]
     assert win_rate(scores) == 1.0
     turned = asker(by, tmp_path).settle(compare(by, [(b, a) for a, b in pairs()], PEOPLE))
     assert counts(turned)["loss"] == 6
@@ -254,7 +258,7 @@ def test_what_is_read_of_an_object(text: str, value: str | None) -> None:
 )
 def test_what_is_read_of_one_thing(name: str, text: str, value: Any) -> None:
     by = group("local")
-    reader = {"rating": score, "error": error_of(by.errors)}.get(name, choice)
+    reader = {"rating": score, "error": error_of(by.errors or ())}.get(name, choice)
     found = read_one("key", reader, getattr(by, name).pattern, text)
     assert (found and found["key"]) == value
 
@@ -352,7 +356,7 @@ def test_a_server_that_is_busy_slow_or_breaks_off_is_asked_again(serving: Any, f
         (answer('{"reason": "both are', "length"), "unparsable"),
         (answer('{"better": '), "unparsable"),
         (answer(None, "content_filter"), "unparsable"),
-        (answer("I can’t help with judging this."), "refused"),
+        (answer("I can\u2019t help with judging this."), "refused"),
     ],
     ids=["half answer", "bad JSON", "filtered", "refusal"],
 )
@@ -365,8 +369,8 @@ def test_an_answer_of_a_server_that_cannot_be_used_is_retried_and_then_counted(
     by, server = over(serving, lambda number, body: bad if number < 3 else verdict(body))
     (found,) = asker(by, tmp_path).settle(compare(by, pairs(1), PEOPLE))
     assert found.outcome == "win"
-    assert len(server.bodies) == 4, "two at first, one and one again"
-    assert len({body["seed"] for body in server.bodies}) == 4
+    assert len(server.bodies) == 5, "two, both again, one of them again"
+    assert len({body["seed"] for body in server.bodies}) == 5
     by, server = over(serving, lambda number, body: bad)
     (found,) = asker(by, tmp_path / "never").settle(compare(by, pairs(1), PEOPLE))
     assert (found.outcome, found.score) == (status, None)

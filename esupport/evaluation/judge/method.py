@@ -49,7 +49,7 @@ class Judge:
         form: ``json`` asks for all at once as an object; ``one`` for one thing at a time, with the answer begun.
         principles: stand before every request, as the system message.
         axes: what a reply is rated on from 1 to 5, by name; null leaves one out.
-        errors: why a reply may be unhelpful, by name.
+        errors: why a reply may be unhelpful, by name; None does not ask.
         unhelpful: replies are unhelpful up to this rating of the axis ``helpfulness``.
         refusal: pattern of an answer that refuses to judge; counted apart from one that cannot be read.
         pairwise, rating, error, swap: the questions; ``error`` is asked in the form ``one``, else within ``rating``.
@@ -67,7 +67,7 @@ class Judge:
     form: Literal["json", "one"]
     principles: str
     axes: Mapping[str, str | None]
-    errors: Mapping[str, str]
+    errors: Mapping[str, str] | None
     unhelpful: int
     refusal: str
     pairwise: Question
@@ -86,8 +86,8 @@ class Judge:
             prompts.check(f"judge.{name}.prompt", question.prompt)
             if "answer" not in _pattern(f"judge.{name}.pattern", question.pattern).groupindex:
                 raise UserError(f"judge.{name}.pattern: needs a group named answer, as (?P<answer>[1-5])")
-        if self.asked_axes.get("helpfulness") is None and self.errors:
-            raise UserError("judge.axes.helpfulness: tells which replies are unhelpful; without it, judge.errors must be {}")
+        if self.errors and "helpfulness" not in self.asked_axes:
+            raise UserError("judge.axes.helpfulness: tells which replies are unhelpful; without it, set judge.errors=null")
 
     @property
     def asked_axes(self) -> dict[str, str]:
@@ -121,7 +121,7 @@ class Judge:
             variables: what the template sees beside form, axes and errors.
         """
         question: Question = getattr(self, name)
-        seen = {"form": self.form, "axes": self.asked_axes, "errors": self.errors, **variables}
+        seen = {"form": self.form, "axes": self.asked_axes, "errors": self.errors or {}, **variables}
         messages = prompts.chat(self.principles, prompts.render(f"judge.{name}.prompt", question.prompt, seen))
         begun = question.begun if self.form == "one" else ""
         id_ = f"{subject}/{name}/{digest([messages, begun])}"

@@ -120,7 +120,7 @@ def swap(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conver
 
 def rate(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conversation]) -> list[Item[Rating]]:
     """Replies on the rubric; arguments as in :func:`compare`."""
-    axes, error = judge.asked_axes, error_of(judge.errors)
+    axes, error = judge.asked_axes, error_of(judge.errors or ())
     items = []
     for one in answered:
         context = one.context
