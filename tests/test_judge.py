@@ -35,7 +35,8 @@ from esupport.evaluation.judge.answers import choice, error_of, read_object, rea
 from esupport.evaluation.judge.asking import Asker, Item
 from esupport.evaluation.judge.method import Judge
 from esupport.evaluation.judge.quoting import quoted, transcript
-from esupport.evaluation.judge.verdicts import Comparison, Rating, compare, counts, rate, swap
+from esupport.evaluation.judge.records import Comparison, Rating, counts
+from esupport.evaluation.judge.verdicts import compare, rate, swap
 from esupport.evaluation.judge.winrate import length_controlled, measured, win_rate
 from esupport.generators.protocol import Request
 from esupport.generators.scripted import Scripted

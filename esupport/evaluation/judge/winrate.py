@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from esupport.evaluation.judge.verdicts import Comparison
+from esupport.evaluation.judge.records import Comparison
 
 Floats = NDArray[np.float64]
 _PENALTY = (
