@@ -23,14 +23,15 @@ _BATCH = 500  # draws that are held in memory at a time
 
 
 class Measure(Protocol):
-    """A figure of any set of replies.
+    """A figure of any set of replies."""
 
-    Attributes:
-        repeats: whether a reply that is there twice may count twice. It may not where the figure looks for repetition, as
-            Distinct-n does: a bootstrap draw holds 63 % of the conversations, some often, and has less variety than any sample.
-    """
+    @property
+    def repeats(self) -> bool:
+        """Whether a reply that is there twice may count twice.
 
-    repeats: bool
+        It may not where the figure looks for repetition, as Distinct-n does: a bootstrap draw holds 63 % of the conversations,
+        some often, and has less variety than any sample.
+        """
 
     def value(self, indices: Indices) -> float:
         """The figure of the replies at ``indices``, (any number,), with repeats; nan where there is nothing to measure."""

@@ -1,6 +1,6 @@
-"""The definitions behind published figures, where they differ from the common ones, as the public scripts have them.
+"""Definitions behind published figures, where they differ from the common ones, as the public scripts have them.
 
-ESConv: ``codes_zcj/metric`` and ``infer.py`` of thu-coai/Emotional-Support-Conversation. PESC: ``eval.py`` and the README of the
+ESConv: ``codes_zcj`` of thu-coai/Emotional-Support-Conversation. PESC: ``eval.py`` and the README of the
 repository of NLPCC 2025 shared task 8, as of 13 April 2025 (before, it scored the seeker's turns and weighted otherwise).
 """
 
@@ -36,7 +36,7 @@ def esconv(replies: Sequence[str], references: Sequence[str], path: Path | None)
     matched = [_shares(x, y) for x, y in zip(one, two, strict=True)]
     counts = _bleu_counts(one, two)
     smoothed = "zero counts smoothed by nltk's method 3"
-    found = [
+    found: list[tuple[str, str, Measure]] = [
         *((f"bleu_{n}", f"Corpus BLEU-{n} of {_LOWER}, {smoothed}.", Sums(counts, partial(_bleu, n))) for n in (1, 2, 3, 4)),
         *(
             (f"distinct_{n}", f"Distinct-{n} of {_LOWER}, without the last {n}-gram of each reply.", _cut(one, n))
@@ -51,14 +51,16 @@ def esconv(replies: Sequence[str], references: Sequence[str], path: Path | None)
         ("words", f"Mean number of tokens, {_LOWER}.", variety.count_mean([len(tokens) for tokens in one])),
     ]
     if path is None:
-        return Metrics([Metric(f"esconv_{name}", *rest) for name, *rest in found], {"esconv_extrema": vectors.NO_VECTORS})
+        return Metrics(
+            [Metric(f"esconv_{name}", text, measure) for name, text, measure in found], {"esconv_extrema": vectors.NO_VECTORS}
+        )
     # nlg-eval tokenises the tokens of infer.py, joined by spaces, once more
     again = [[nltk.word_tokenize(" ".join(tokens)) for tokens in side] for side in (one, two)]
     known = vectors.read(path, {word for side in again for tokens in side for word in tokens})
     scores = vectors.extrema_cosines(again[0], again[1], lambda word: known.of.get(word, known.mean), _nlg_extreme)
     text = f"Mean cosine of vector extrema ({path.name}), {_LOWER}; an unknown word has the mean vector of the whole file."
     found.append(("extrema", text, mean(scores, replies)))
-    return Metrics([Metric(f"esconv_{name}", *rest) for name, *rest in found])
+    return Metrics([Metric(f"esconv_{name}", text, measure) for name, text, measure in found])
 
 
 def _tokens(text: str) -> list[str]:
@@ -88,7 +90,7 @@ def _bleu_counts(replies: Sequence[list[str]], references: Sequence[list[str]]) 
 
 
 def _bleu(order: int, sums: Floats) -> Floats:
-    """The corpus_bleu of nltk with smoothing method 3 (Chen & Cherry 2014), (draws, 10) to (draws,); nan where nothing is said."""
+    """The corpus_bleu of nltk with smoothing method 3 (Chen & Cherry 2014), (draws, 10) to (draws,); nan if nothing is said."""
     reply, reference, matched, total = sums[:, 0], sums[:, 1], sums[:, 2 : 2 + order], sums[:, 6 : 6 + order]
     length = np.where(reply == 0, np.nan, reply)
     zeros = (matched == 0).cumsum(1)
