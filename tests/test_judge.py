@@ -412,7 +412,7 @@ def test_a_judge_in_this_process_counts_its_tokens_and_takes_the_runs_model_or_i
     assert (cost.requests, cost.estimated) == (2 + 5 + 1, False)
     requests = [asked.request for item in items for asked in item.asked]
     assert cost.prompt_tokens == sum(len(local.renderer.prompt(r.messages, r.begun)) for r in requests)
-    assert {r.begun for r in requests} == {"Better reply:", "Rating:", "Error:"}
+    assert {r.begun for r in requests} == {getattr(by, name).begun for name in ("pairwise", "rating", "error")}
     comparison, rating = asker(by, tmp_path).settle(items)
     assert {comparison.outcome, rating.status} == {"unparsable"}, "a random model"
     own = replace(lacking, model=local.slot.backbone).speaking(SimpleNamespace(device="cpu"), local.renderer)  # type: ignore[arg-type]
