@@ -20,7 +20,7 @@ class Choice:
     """How contexts are chosen.
 
     Args:
-        per_round: at most so many, for all rounds or one by one; None for all.
+        per_round: at most so many; None for all.
         per_conversation: supporter turns used of a conversation.
         turns: ``spread`` evenly, the ``first`` ones, the ``last`` ones, or ``random``.
         first_turn: seeker turns that must have been said.
@@ -29,7 +29,7 @@ class Choice:
         seed: of the draw.
     """
 
-    per_round: int | Sequence[int] | None
+    per_round: int | None
     per_conversation: int
     turns: Literal["spread", "first", "last", "random"]
     first_turn: int
@@ -48,16 +48,15 @@ def choose(conversations: Sequence[Conversation], choice: Choice, rounds: int, r
     drawn = [conversations[i] for i in order]
     chosen = []
     for number in range(rounds):
-        most = choice.per_round[number] if isinstance(choice.per_round, Sequence) else choice.per_round
         share = drawn[number::rounds] if choice.over_rounds == "disjoint" else drawn
         contexts: list[Context] = []
         for conversation in share:
-            if most is not None and len(contexts) >= most:
+            if choice.per_round is not None and len(contexts) >= choice.per_round:
                 break
             contexts += _of_conversation(conversation, choice, renderer)
         if not contexts:
             raise UserError("contexts.max_tokens: no context fits, or there is none to choose")
-        chosen.append(contexts[:most])
+        chosen.append(contexts[: choice.per_round])
     return chosen
 
 
