@@ -89,6 +89,8 @@ def over_systems(systems: Sequence[Figures], rounds: Mapping[int, Figures]) -> l
             _lines(axes, range(len(ticks)), lines, rule, points=True)
             if "nll" in lines:
                 axes.vlines(range(len(ticks)), [span[0] for span in spans], [span[1] for span in spans], color=_FIRST)
+            if lines.keys() & steps.keys():
+                axes.set_ylim(bottom=0)  # shares, often all 0
             axes.set_xticks(range(len(ticks)), ticks)
             axes.set_xlim(-0.4, len(ticks) - 0.6)
 

@@ -74,6 +74,7 @@ def make_loggers(plain: dict[str, Any], wandb: Callable[[], dict[str, Any]] = di
     nodes = {name: node for name, node in plain["logger"].items() if node and not _disabled(node)}
     loggers = [make(node, f"logger.{name}", **(wandb() if _is_wandb(node) else {})) for name, node in nodes.items()]
     for logger in loggers:
+        getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # Lightning hands over a None that W&B warns of
         logger.log_hyperparams(plain)
     return loggers
 
