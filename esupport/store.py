@@ -3,6 +3,7 @@
     <root>/<stage>/<key>/          finished: its files, and stage.json, which tells what it was made from
     <root>/<stage>/.<key>.partial  being made; what is in it is what a stopped stage goes on from
     <root>/<stage>/.<key>.lock     held by the process that makes it
+    <root>/.digests/               of large files, so that they need not be read at each start
 
 ``key`` is a hash of the inputs: the settings that matter, and the keys or contents of what came before.
 """
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from esupport.errors import UserError
 
 _MANIFEST = "stage.json"
+_LARGE, _SETTLED = 1 << 20, 2.0  # bytes from which a file's digest is kept, once the file has rested for so many seconds
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Store:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with self._alone(name, key):
             if folder.exists():
-                return _read(name, key, folder, reused=True)
+                return self._read(name, key, folder, reused=True)
             partial.mkdir(exist_ok=True)
             (partial / _MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed in its last moment
             started = time.perf_counter()
@@ -82,7 +84,31 @@ class Store:
             # only now: a kill before leaves all that the next attempt goes on from
             for scratch in list(folder.rglob(".*")):
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
-        return _read(name, key, folder, reused=False)
+        return self._read(name, key, folder, reused=False)
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file; a large one is read once, and again only when it was replaced, or changed in size or time."""
+        found = path.stat()
+        state = f"{path.name}/{found.st_dev}/{found.st_ino}/{found.st_size}/{found.st_mtime_ns}"
+        kept = self.root / ".digests" / hashlib.sha256(state.encode()).hexdigest()[:16]
+        # what was written just now may be written again within one tick of the clock
+        if found.st_size < _LARGE or time.time() - found.st_mtime < _SETTLED:
+            return _sha256(path)
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, _sha256(path))
+        return kept.read_text()
+
+    def _read(self, name: str, key: str, folder: Path, reused: bool) -> Stage:
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            stage = Stage(name, key, folder, manifest["inputs"], manifest["files"], manifest["seconds"], reused)
+            wrong = [file for file, sha in stage.files.items() if self.digest(folder / file) != sha]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"paths.store: {folder} is damaged ({error}); remove it to have it made anew") from None
+        if wrong:
+            raise UserError(f"paths.store: {folder} was altered ({wrong[0]}); remove it to have it made anew")
+        return stage
 
     def _alone(self, name: str, key: str) -> FileLock:
         lock = FileLock(self.root / name / f".{key}.lock")
@@ -120,18 +146,6 @@ def _lasting(folder: Path) -> list[str]:
     """The files of a folder that are no scratch: no part of their path begins with a dot."""
     found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     return [str(path) for path in found if not any(part.startswith(".") for part in path.parts)]
-
-
-def _read(name: str, key: str, folder: Path, reused: bool) -> Stage:
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        stage = Stage(name, key, folder, manifest["inputs"], manifest["files"], manifest["seconds"], reused)
-        wrong = [file for file, sha in stage.files.items() if _sha256(folder / file) != sha]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"paths.store: {folder} is damaged ({error}); remove it to have it made anew") from None
-    if wrong:
-        raise UserError(f"paths.store: {folder} was altered ({wrong[0]}); remove it to have it made anew")
-    return stage
 
 
 def _sha256(path: Path) -> str:

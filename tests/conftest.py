@@ -66,10 +66,10 @@ def config_of(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Iterator[Compose]:
-    """Composes ``conf/train.yaml``, or another, with overrides, as a run whose directory is ``tmp_path``/``folder``."""
+    """Composes ``conf/train.yaml``, or another, with overrides, as a run in ``tmp_path``/``folder`` with a store beside it."""
 
     def make(*overrides: str, folder: str = "run", config: str = "train") -> DictConfig:
-        return config_of(config, overrides, tmp_path / folder)
+        return config_of(config, [f"paths.store={tmp_path}/store", *overrides], tmp_path / folder)
 
     yield make
     GlobalHydra.instance().clear()
@@ -88,12 +88,12 @@ def train(composed: Compose) -> Train:
 
 
 @pytest.fixture
-def evolve(composed: Compose, tmp_path: Path) -> Evolve:
+def evolve(composed: Compose) -> Evolve:
     """Runs the method on the tiny model, with few contexts and short texts; returns the systems' figures."""
     from esupport.evolution.job import evolve as run
 
     def go(*overrides: str, folder: str = "run") -> list[dict[str, Any]]:
-        return run(composed(*SMOKE, f"paths.store={tmp_path}/store", *overrides, folder=folder, config="evolve"))
+        return run(composed(*SMOKE, *overrides, folder=folder, config="evolve"))
 
     return go
 

@@ -18,7 +18,6 @@ from esupport.data.conversation import Conversation
 from esupport.data.preference import Context, PreferencePair
 from esupport.models.slot import Slot
 from esupport.objectives.dpo import PreferenceOptimization
-from esupport.objectives.reference import attach
 from esupport.rendering.datamodule import RowDataModule
 from esupport.rendering.packing import Batch
 from esupport.rendering.pairs import render_pairs, respond
@@ -73,7 +72,8 @@ class Planted:
     def scored(self, scores: dict[Ids, float]) -> Planted:
         """With ``scores`` (by the responses' ids) as the reference."""
         found = [np.array([scores[r.ids] for r in self.responses_of(row)], dtype=np.float32) for row in self.rows]
-        return Planted(attach(self.units, found), self.pairs)
+        left = iter(found)
+        return Planted([[replace(row, reference=next(left)) for row in unit] for unit in self.units], self.pairs)
 
 
 def planted() -> Planted:
@@ -153,7 +153,7 @@ class Bench:
             self.pairs += pairs_of(conversation(8, name=f"talk {number}"), turns)
         self.corpus = render_pairs("train", self.pairs, self.renderer, "stop")
         both = [(one, other) for one, other in (respond(pair, self.renderer) for pair in self.pairs)]
-        self.planted = Planted(self.corpus.units, both)
+        self.planted = Planted(list(self.corpus.units), both)
 
     @property
     def rows(self) -> list[Row]:
@@ -180,9 +180,9 @@ class Bench:
         self, start: Path, scores: list[Floats], is_start: bool = False, held_out: list[Floats] | None = None, **batching: int
     ) -> tuple[PreferenceOptimization, Any]:
         """Train from ``start`` against ``scores``, without the store; the module and its trainer."""
-        corpora = {"train": replace(self.corpus, units=attach(self.corpus.units, scores))}
+        corpora = {"train": self.corpus.scored(scores)}
         if held_out:
-            corpora["pairs_valid"] = replace(self.corpus, units=attach(self.corpus.units, held_out))
+            corpora["pairs_valid"] = self.corpus.scored(held_out)
         data = RowDataModule(corpora, **{**self.plain["batching"], **batching}, replay_ratio=0.0, seed=0)
         module = objective(self.plain, self.slot.load(start), is_start)
         trainer = make({**self.plain["trainer"], "enable_checkpointing": False, "logger": False}, "trainer", callbacks=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from esupport.generators.local import Transformers
 from esupport.generators.protocol import Request, Sampling, seed_of
 from esupport.models.slot import Slot
 from esupport.rendering.template import Renderer
+from esupport.store import Store
 
 SAMPLING = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9)
 
@@ -81,4 +83,5 @@ def tiny() -> Local:
     renderer = Renderer(backbone.tokenizer(), "Support the seeker.", "system", {}, 100000)
     slot = Slot(backbone, 0, "cpu")
     sharpen(slot.load(None))
-    return Local(slot, renderer, instantiate(plain["data"]).read("data").train[:4])
+    with tempfile.TemporaryDirectory() as folder:
+        return Local(slot, renderer, instantiate(plain["data"]).read("data", Store(Path(folder))).train[:4])

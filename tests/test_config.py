@@ -176,7 +176,6 @@ def test_a_mistake_is_one_line_that_names_the_key(overrides: list[str], message:
         (["contexts.turns=some"], "contexts.turns: should be 'spread', 'first', 'last' or 'random'"),
         (["objective.loss.beta=-1"], "objective.loss.beta"),
         (["evolution.epochs=[1,2,3]"], "evolution.epochs has 3 values for 2 rounds"),
-        (["contexts.per_round=[8]"], "contexts.per_round has 1 values for 2 rounds"),
         (["data.pairs=x.jsonl"], "evolve.py makes its own pairs"),
         (["generator=openai"], "generator.model: needs a value: generator.model=..."),
         (["reflection.reflect.by=me"], "reflection.reflect.by: should be 'policy', 'base' or 'teacher'"),

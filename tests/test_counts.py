@@ -16,7 +16,8 @@ from esupport.data.preference import Context, PreferencePair
 from esupport.data.readers.native import parse
 from esupport.models.forward import base_of
 from esupport.objectives.logprobs import CHUNK, target_logprobs
-from esupport.rendering.corpus import Corpus, render_all
+from esupport.rendering.conversations import rendered
+from esupport.rendering.corpus import Corpus, hold
 from esupport.rendering.packing import pack
 from esupport.rendering.pairs import render_pairs
 
@@ -72,7 +73,7 @@ def test_training_reads_so_many_times_fewer_tokens_than_a_row_for_each_response(
 ) -> None:
     corpus: Corpus
     corpus = (
-        render_all("train", talks, local.renderer, "stop", {})
+        hold("train", lambda tally: rendered(tally, talks, [], local.renderer, "stop"))
         if kind == "conversations"
         else render_pairs("train", pairs(talks), local.renderer, "stop")
     )
@@ -89,7 +90,7 @@ def test_training_reads_so_many_times_fewer_tokens_than_a_row_for_each_response(
 
 
 def test_no_more_than_a_chunk_of_logits_is_in_memory(talks: list[Conversation], local: Local) -> None:
-    rows = [row for unit in render_all("train", talks[:4], local.renderer, "stop", {}).units for row in unit]
+    rows = hold("train", lambda tally: rendered(tally, talks[:4], [], local.renderer, "stop")).rows
     (batch,) = pack(rows, 100_000)
     sizes: list[int] = []
     with local.slot.speaking(None) as policy, torch.no_grad():

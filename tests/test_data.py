@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from esupport.data.conversation import Conversation, Turn
+from esupport.data.conversation import Conversation, Turn, content_hash
+from esupport.data.division import draw
 from esupport.data.files import SPLITS, read_file
 from esupport.data.readers import chat, esconv, extes, native, pesc
-from esupport.data.source import Source, draw
+from esupport.data.source import Source
 from esupport.errors import DataFault, UserError
+from esupport.store import Store
 
 ESCONV = Path(__file__).parents[2] / "shared" / "data" / "esconv" / "valid.jsonl"
 HUB = {
@@ -81,6 +83,11 @@ def source(path: Path | str, parse: Any = esconv.parse, **settings: Any) -> Sour
     )
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
 def write(path: Path, *records: Any) -> Path:
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return path
@@ -127,7 +134,7 @@ def test_extes_pesc_and_chat() -> None:
     assert said(asked) == [("seeker", "2+2?"), ("supporter", "4")]
 
 
-def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path) -> None:
+def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path, store: Store) -> None:
     array = tmp_path / "a.json"
     array.write_text(json.dumps([GITHUB, {**GITHUB, "dialog": 3}], indent=1))
     raws = list(read_file(array))
@@ -135,11 +142,11 @@ def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path) ->
     assert [raw.value["emotion_type"] for raw in raws] == ["fear", "fear"]
     assert all(lines[int(raw.where.split(":")[1]) - 1].strip() == "{" for raw in raws)
     with pytest.raises(DataFault, match=rf"a\.json:{raws[1].where.split(':')[1]}: dialog: Input should be a valid list"):
-        source(array).read("data")
+        source(array).read("data", store)
     named = tmp_path / "p.json"
     named.write_text(json.dumps({**PESC, '1"8': PESC["17"]}, indent=2))
     assert [raw.key for raw in read_file(named)] == ["17", '1"8']
-    assert source(named, pesc.parse).read("data").train[0].source == "pesc"
+    assert source(named, pesc.parse).read("data", store).train[0].source == "pesc"
 
 
 @pytest.mark.parametrize(
@@ -155,25 +162,25 @@ def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path) ->
         ([1], r"f\.jsonl:2: "),
     ],
 )
-def test_a_fault_names_file_line_and_field_and_can_be_skipped(tmp_path: Path, record: Any, message: str) -> None:
+def test_a_fault_names_file_line_and_field_and_can_be_skipped(tmp_path: Path, record: Any, message: str, store: Store) -> None:
     path = write(tmp_path / "f.jsonl", HUB, record)
     with pytest.raises(DataFault, match=message):
-        source(path).read("data")
-    splits = source(path, on_error="skip").read("data")
+        source(path).read("data", store)
+    splits = source(path, on_error="skip").read("data", store)
     assert len(splits.train) == 1
     assert len(splits.skipped) == 1
 
 
-def test_what_is_not_json_or_not_text_names_the_place(tmp_path: Path) -> None:
+def test_what_is_not_json_or_not_text_names_the_place(tmp_path: Path, store: Store) -> None:
     path = write(tmp_path / "f.jsonl", HUB)
     path.write_text(path.read_text() + '{"dialog": [\n')
     with pytest.raises(DataFault, match=r"f\.jsonl:2: not JSON: .* column"):
-        source(path).read("data")
+        source(path).read("data", store)
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(DataFault, match=r"b\.jsonl: not UTF-8 at byte 0"):
-        source(tmp_path / "b.jsonl").read("data")
+        source(tmp_path / "b.jsonl").read("data", store)
     with pytest.raises(UserError, match=r"data\.path: no such file"):
-        source(tmp_path / "none.jsonl").read("data")
+        source(tmp_path / "none.jsonl").read("data", store)
 
 
 def talk(name: str, group: str | None = None) -> Conversation:
@@ -183,41 +190,46 @@ def talk(name: str, group: str | None = None) -> Conversation:
 def test_drawn_splits_depend_on_seed_and_content_not_on_order_and_keep_groups_and_copies_together() -> None:
     talks = [talk(f"t{i}", f"g{i // 3}" if i < 30 else None) for i in range(100)]
     fractions = {"train": 0.6, "valid": 0.2, "test": 0.2}
-    sides = draw(talks, fractions, seed=1)
+
+    def drawn(talks: list[Conversation], seed: int) -> dict[str, list[Conversation]]:
+        numbers = draw([t.group or content_hash(t.turns) for t in talks], fractions, seed)
+        return {side: [talks[i] for i in own] for side, own in numbers.items()}
+
+    sides = drawn(talks, 1)
     assert {s: {t.id for t in ts} for s, ts in sides.items()} == {
-        s: {t.id for t in ts} for s, ts in draw(talks[::-1], fractions, 1).items()
+        s: {t.id for t in ts} for s, ts in drawn(talks[::-1], 1).items()
     }
-    assert {t.id for t in sides["test"]} != {t.id for t in draw(talks, fractions, 2)["test"]}
+    assert {t.id for t in sides["test"]} != {t.id for t in drawn(talks, 2)["test"]}
     assert sorted(t.id for ts in sides.values() for t in ts) == sorted(t.id for t in talks)
     assert all(abs(len(sides[s]) - 100 * f) <= 2 for s, f in fractions.items())
     where = {t.group: s for s, ts in sides.items() for t in ts if t.group}
     assert all(where[t.group] == s for s, ts in sides.items() for t in ts if t.group)
 
 
-def test_a_copy_is_held_out_and_a_group_on_two_published_sides_is_refused(tmp_path: Path) -> None:
+def test_a_copy_is_held_out_and_a_group_on_two_published_sides_is_refused(tmp_path: Path, store: Store) -> None:
     write(tmp_path / "train.jsonl", *(t.model_dump() for t in (talk("a"), talk("b"), talk("c"))))
     write(tmp_path / "test.jsonl", talk("b").model_copy(update={"id": "other"}).model_dump())
-    splits = source(tmp_path, native.parse).read("data")
+    splits = source(tmp_path, native.parse).read("data", store)
     assert [t.id for t in splits.train] == ["a", "c"]
     assert [t.id for t in splits.test] == ["other"]
     assert splits.duplicates == 1
     write(tmp_path / "train.jsonl", talk("a", "g").model_dump())
     write(tmp_path / "valid.jsonl", talk("d", "g").model_dump())
     with pytest.raises(UserError, match="group g is on two sides"):
-        source(tmp_path, native.parse).read("data")
+        source(tmp_path, native.parse).read("data", store)
 
 
 @pytest.mark.skipif(not ESCONV.exists(), reason="the ESConv file lies beside the project, not in it")
-def test_the_real_esconv_file_reads() -> None:
-    splits = source(ESCONV).read("data")
+def test_the_real_esconv_file_reads(store: Store) -> None:
+    splits = source(ESCONV).read("data", store)
     assert [len(splits.side(side)) for side in SPLITS] == [104, 13, 13]
     talks = [t for side in SPLITS for t in splits.side(side)]
     assert sum(len(t.supporter_turns()) for t in talks) == 1439
     assert all(one.role != two.role for t in talks for one, two in pairwise(t.turns))
 
 
-def test_the_shipped_conversations_keep_their_promises() -> None:
-    splits = source("pkg://esupport.data/shipped", native.parse).read("data")
+def test_the_shipped_conversations_keep_their_promises(store: Store) -> None:
+    splits = source("pkg://esupport.data/shipped", native.parse).read("data", store)
     talks = {side: splits.side(side) for side in SPLITS}
     every = [t for side in SPLITS for t in talks[side]]
     assert len(every) >= 72
@@ -241,8 +253,8 @@ def test_the_shipped_conversations_keep_their_promises() -> None:
     assert openings.most_common(1)[0][1] <= 4, "replies that begin alike read like templates"
 
 
-def test_the_shipped_instruction_examples_keep_their_promises() -> None:
-    splits = source("pkg://esupport.data/shipped/replay", chat.parse).read("data")
+def test_the_shipped_instruction_examples_keep_their_promises(store: Store) -> None:
+    splits = source("pkg://esupport.data/shipped/replay", chat.parse).read("data", store)
     assert sum(len(splits.side(side)) for side in SPLITS) >= 80
     kinds = Counter(t.id.rpartition("-")[0] for side in SPLITS for t in splits.side(side))
     assert set(kinds) == {"general", "profile", "emotion", "situation", "rewrite"}

@@ -16,7 +16,7 @@ from esupport.config.command_line import composed as compose_config
 from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
 from esupport.evolution.contexts import Choice, choose
-from esupport.store import read_lines
+from esupport.store import Store, read_lines
 from esupport.training.environment import make
 from esupport.training.prepare import prepare
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_read_is_asked_again_and_then_dropped(evolve: Evolve, tmp
 
 def test_human_replies_are_the_chosen_ones_of_their_ablation(evolve: Evolve, tmp_path: Path, composed: Compose) -> None:
     evolve("evolution.rounds=1", "reflection=human")
-    splits = make(check_types("train", composed())["data"], "data").read("data")
+    splits = make(check_types("train", composed())["data"], "data").read("data", Store(tmp_path / "store"))
     by_id = {conversation.id: conversation for conversation in splits.train}
     for pair in pairs_of(tmp_path / "run", 1):
         assert pair.chosen == by_id[pair.context.conversation].turns[pair.context.turn].text
@@ -219,7 +219,7 @@ def test_an_adapter_given_by_path_takes_the_place_of_phase_1(evolve: Evolve, tmp
 def test_pairs_of_a_run_train_by_themselves(evolve: Evolve, train: Train, tmp_path: Path) -> None:
     evolve("evolution.rounds=1", "contexts.per_round=12", *TEACHER)
     pairs = tmp_path / "run/round-1/pairs.jsonl"
-    metrics = train("objective=dpo", f"data.pairs={pairs}", f"paths.store={tmp_path}/store", folder="dpo")
+    metrics = train("objective=dpo", f"data.pairs={pairs}", folder="dpo")
     assert metrics["val/preference_loss_after"] < metrics["val/preference_loss_before"]
     assert 0 <= metrics["val/accuracy_after"] <= 1
     with pytest.raises(UserError, match=r"objective=dpo learns from pairs"):
@@ -249,7 +249,7 @@ def test_a_preference_set_in_the_usual_form_trains(train: Train, tmp_path: Path,
         )
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metrics = train("objective=dpo", f"data.pairs={path}", f"paths.store={tmp_path}/store")
+    metrics = train("objective=dpo", f"data.pairs={path}")
     assert metrics["train/steps"] == 2
     path.write_text('{"prompt": "x", "chosen": "y"}\n')
     with pytest.raises(UserError, match=r"set\.jsonl:1: rejected: is missing"):
@@ -266,23 +266,22 @@ def test_contexts_are_chosen_as_asked(composed: Compose) -> None:
     plain = check_types("train", composed("model=tiny", "data.limit=20"))
     prepared = prepare(plain, make(plain["model"], "model"))
     train, renderer = prepared.corpora["train"].kept, prepared.renderer
-    rounds = choose(train, choice(), 2, renderer)
+    rounds, human = choose(train, choice(), 2, renderer)
     people = [{context.conversation for context in contexts} for contexts in rounds]
     assert not people[0] & people[1]
     assert len(people[0] | people[1]) == 20
-    same = choose(train, choice(over_rounds="same", per_round=7), 2, renderer)
+    same, _ = choose(train, choice(over_rounds="same", per_round=7), 2, renderer)
     assert same[0] == same[1]
     assert len(same[0]) == 7
-    more = choose(train, choice(over_rounds="same", per_round=[7, 9]), 2, renderer)
-    assert (more[0], more[1][:7], len(more[1])) == (same[0], same[0], 9)
     by_id = {conversation.id: conversation for conversation in train}
     for context in [c for contexts in rounds for c in contexts]:
         assert len(renderer.prompt(renderer.context_messages(context))) <= 256
         assert context.turns[-1].role == "seeker"
+        assert human[context.key] == by_id[context.conversation].turns[context.turn].text
         assert sum(turn.role == "seeker" for turn in by_id[context.conversation].turns[: context.turn]) >= 2
     assert choose(train, choice(), 2, renderer) == choose(list(train), choice(), 2, renderer)
     assert choose(train, choice(), 2, renderer) != choose(train, choice(seed=1), 2, renderer)
-    short = choose(train, choice(max_tokens=90, turns="last"), 1, renderer)[0]
+    short = choose(train, choice(max_tokens=90, turns="last"), 1, renderer)[0][0]
     assert any(len(context.turns) < context.turn for context in short), "the oldest turns are dropped where none fits whole"
     with pytest.raises(UserError, match=r"contexts\.max_tokens"):
         choose(train, choice(max_tokens=5), 1, renderer)

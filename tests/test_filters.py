@@ -22,6 +22,7 @@ from esupport.errors import UserError
 from esupport.reflection import filters as rules
 from esupport.reflection.filters import judge
 from esupport.reflection.wording import compiled, plain, sentences, similarity, words
+from esupport.store import Store
 
 ESCONV = Path(__file__).parents[2] / "shared" / "data" / "esconv" / "valid.jsonl"
 NAMES = [
@@ -604,10 +605,10 @@ def test_hostile_texts_are_judged_and_fast(name: str) -> None:
     assert list(verdicts) == NAMES
 
 
-def false_alarms(source: Source) -> dict[str, float]:
+def false_alarms(source: Source, store: Store) -> dict[str, float]:
     """Share of the human supporter's turns that each filter would drop; the true person is what was inferred."""
     made, drops, total = shipped(), Counter[str](), 0
-    splits = source.read("data")
+    splits = source.read("data", store)
     for talk in (*splits.train, *splits.valid, *splits.test):
         known = {**talk.profile, "emotion": talk.emotion or UNKNOWN, "situation": talk.situation or UNKNOWN}
         for turn in talk.supporter_turns():
@@ -621,11 +622,12 @@ def false_alarms(source: Source) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("path", ["pkg://esupport.data/shipped", pytest.param(str(ESCONV), marks=pytest.mark.slow)])
-def test_replies_that_humans_wrote_are_seldom_dropped(path: str) -> None:
+def test_replies_that_humans_wrote_are_seldom_dropped(path: str, tmp_path: Path) -> None:
     if path == str(ESCONV) and not ESCONV.exists():
         pytest.skip("no copy of ESConv")
     parse = esconv.parse if path == str(ESCONV) else native.parse
-    rates = false_alarms(Source(path, parse, "auto", {"train": 0.8, "valid": 0.1, "test": 0.1}, 0, "stop", None, None))
+    source = Source(path, parse, "auto", {"train": 0.8, "valid": 0.1, "test": 0.1}, 0, "stop", None, None)
+    rates = false_alarms(source, Store(tmp_path))
     judged = {k: v for k, v in rates.items() if k not in ("length_ratio", "duplicate_context", "same_as_draft")}
     assert max(judged.values()) < 0.02, judged
     assert rates["same_as_draft"] == 0

@@ -46,11 +46,12 @@ from esupport.models.slot import Slot
 from esupport.objectives import losses
 from esupport.objectives.dpo import Pairs, PreferenceOptimization
 from esupport.objectives.logprobs import target_logprobs
-from esupport.objectives.reference import Scorer, rows_digest, score
+from esupport.objectives.reference import Scorer, score
 from esupport.rendering.datamodule import Steps
 from esupport.rendering.packing import Batch, pack
 from esupport.rendering.pairs import render_pairs
 from esupport.rendering.row import Floats, Row, tree
+from esupport.rendering.rows import Rows, rows_digest
 from esupport.rendering.template import Response
 
 FAMILIES = ["llama", "qwen2", "gemma3"]
@@ -420,13 +421,13 @@ def test_in_bfloat16_the_bound_is_per_token_and_a_wrong_adapter_is_still_seen(be
     ours = bench("model.dtype=bfloat16", "trainer.precision=bf16-mixed", "batching.tokens_per_batch=1")
     start, other = ours.adapter("start", 1), ours.adapter("other", 2)
     scorer = Scorer(ours.slot, ours.store, 4000, "bf16-mixed")
-    kept, _ = scorer.scores(ours.rows, start)
+    kept, _ = scorer.scores(Rows.of(ours.rows), start)
     lengths = [np.bincount(row.response).astype(np.float32) for row in ours.rows]
     within, beyond = ([k + by * n for k, n in zip(kept, lengths, strict=True)] for by in (0.015, 0.03))
     for scores in (kept, within):
         module, _ = ours.fit(start, scores, is_start=True)
         assert len(module.curve) == 1
-    wrong, _ = scorer.scores(ours.rows, other)
+    wrong, _ = scorer.scores(Rows.of(ours.rows), other)
     for scores in (beyond, wrong):
         with pytest.raises(UserError, match=r"before training, policy and reference differ by .* \(bound 0\.\d+\): "):
             ours.fit(start, scores, is_start=True)
@@ -464,7 +465,7 @@ def test_the_base_is_without_the_adapter_that_the_model_was_given(bench: MakeBen
     given = bench(f"model.adapter={start}", folder="given")
     scorer = Scorer(given.slot, given.store, 2048, "32-true")
     for adapter, want in ((None, base), (start, own), (given.adapter("other", 2), ours.measured(given.folder / "other"))):
-        kept, _ = scorer.scores(given.rows, adapter)
+        kept, _ = scorer.scores(Rows.of(given.rows), adapter)
         np.testing.assert_allclose(np.concatenate(kept), np.concatenate(want), atol=1e-4)
 
 
@@ -644,7 +645,7 @@ def test_scores_are_measured_once_for_weights_rows_and_arithmetic(bench: MakeBen
     forwards = Forwards(ours)
 
     def scores(rows: list[Row], adapter: Path | None, precision: str = "32-true", budget: int = 2048) -> tuple[bool, int]:
-        _, stage = Scorer(ours.slot, ours.store, budget, precision).scores(rows, adapter)
+        _, stage = Scorer(ours.slot, ours.store, budget, precision).scores(Rows.of(rows), adapter)
         return stage.reused, forwards.taken()
 
     reused, count = scores(ours.rows, start)
@@ -701,19 +702,19 @@ def test_a_damaged_file_of_scores_is_refused(bench: MakeBench) -> None:
     ours = bench()
     start = ours.adapter("start", 1)
     scorer = Scorer(ours.slot, ours.store, 2048, "32-true")
-    kept, stage = scorer.scores(ours.rows, start)
+    kept, stage = scorer.scores(Rows.of(ours.rows), start)
     path, manifest = stage.folder / "scores.npy", stage.folder / "stage.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"\xff")
     with pytest.raises(UserError, match=r"^paths\.store: \S+/scores/[0-9a-f]{16} was altered \(scores\.npy\); remove it"):
-        scorer.scores(ours.rows, start)
+        scorer.scores(Rows.of(ours.rows), start)
     listed = json.loads(manifest.read_text())
     for wrong in (np.concatenate(kept)[:-1], np.append(np.concatenate(kept)[:-1], np.float32("nan"))):
         np.save(path, wrong)
         listed["files"]["scores.npy"] = hashlib.sha256(path.read_bytes()).hexdigest()
         manifest.write_text(json.dumps(listed))
         with pytest.raises(UserError, match=r"does not hold a score for each completion; remove it$"):
-            scorer.scores(ours.rows, start)
+            scorer.scores(Rows.of(ours.rows), start)
 
 
 def test_preference_training_killed_anywhere_and_started_again_equals_the_one_left_alone(bench: MakeBench) -> None:

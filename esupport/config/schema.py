@@ -293,7 +293,7 @@ class Contexts(Own):
     """:class:`esupport.evolution.contexts.Choice`."""
 
     target: str = Field(alias="_target_")
-    per_round: PositiveInt | list[PositiveInt] | None
+    per_round: PositiveInt | None
     per_conversation: PositiveInt
     turns: Literal["spread", "first", "last", "random"]
     first_turn: PositiveInt
@@ -355,7 +355,6 @@ class Evolve(Common):
     def _a_value_a_round(self) -> Evolve:
         for key, value in (
             ("evolution.epochs", self.evolution.epochs),
-            ("contexts.per_round", self.contexts.per_round),
             ("objective.optimizer.lr", self.objective.optimizer.lr),
             ("objective.loss.beta", self.objective.loss.beta),
         ):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from esupport.errors import DataFault, UserError, first_line
+from esupport.store import Store
 
 SPLITS = ("train", "valid", "test")
 _ALIASES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
@@ -25,6 +29,24 @@ class Raw(NamedTuple):
     where: str
     key: str | None
     value: Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """The raw records of one split, read anew, one by one, whenever they are iterated over.
+
+    Attributes:
+        name: of the file, or of the split of a data set, as it stands in the records' places.
+        digest: tells the content without reading the records.
+        read: reads them.
+    """
+
+    name: str
+    digest: Callable[[Store], str]
+    read: Callable[[], Iterator[Raw]]
+
+    def __iter__(self) -> Iterator[Raw]:
+        return self.read()
 
 
 def locate(path: str, key: str) -> Path | None:
@@ -49,15 +71,15 @@ def locate(path: str, key: str) -> Path | None:
     raise UserError(f"{key}: no such file or folder: {path}")
 
 
-def read_splits(path: str, key: str) -> dict[str, Iterator[Raw]]:
+def read_splits(path: str, key: str) -> dict[str, Part]:
     """Raw records by published split; a single file is the one split ``all``. ``key`` names the source in messages."""
     local = locate(path, key)
     if local is None:
         return _hub_splits(path, key)
     if local.is_file():
-        return {"all": read_file(local)}
+        return {"all": _file(local)}
     found = {
-        split: read_file(candidate)
+        split: _file(candidate)
         for split in SPLITS
         for alias in _ALIASES[split]
         for candidate in (local / f"{alias}.jsonl", local / f"{alias}.json")
@@ -68,22 +90,34 @@ def read_splits(path: str, key: str) -> dict[str, Iterator[Raw]]:
     return found
 
 
+def _file(path: Path) -> Part:
+    return Part(path.name, lambda store: store.digest(path), partial(read_file, path))
+
+
 def read_file(path: Path) -> Iterator[Raw]:
-    """Records of a JSONL file, or of a JSON file that is one array or one object of id to record."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataFault(path.name, "", f"not UTF-8 at byte {error.start}") from None
+    """Records of a JSONL file, a line at a time, or of a JSON file that is one array or one object of id to record."""
     if path.suffix == ".json":
-        yield from _read_json(path.name, text)
+        yield from _read_json(path.name, "".join(_lines(path)))
         return
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             where = f"{path.name}:{number}"
             try:
-                yield Raw(where, None, json.loads(line))
+                yield Raw(where, None, json.loads(line.removesuffix("\n")))
             except json.JSONDecodeError as error:
                 yield Raw(where, None, DataFault(where, "", f"not JSON: {error.msg} at column {error.colno}"))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, which may end in any of the three ways; each ends with a line feed here."""
+    read = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield from io.StringIO(line.decode("utf-8"), newline=None)
+            except UnicodeDecodeError as error:
+                raise DataFault(path.name, "", f"not UTF-8 at byte {read + error.start}") from None
+            read += len(line)
 
 
 def _read_json(name: str, text: str) -> Iterator[Raw]:
@@ -107,7 +141,7 @@ def _read_json(name: str, text: str) -> Iterator[Raw]:
         line += text.count("\n", start, position)
 
 
-def _hub_splits(name: str, key: str) -> dict[str, Iterator[Raw]]:
+def _hub_splits(name: str, key: str) -> dict[str, Part]:
     from datasets import load_dataset
 
     try:
@@ -119,7 +153,10 @@ def _hub_splits(name: str, key: str) -> dict[str, Iterator[Raw]]:
         for index, row in enumerate(loaded[split]):
             yield Raw(f"{name}/{split}:{index}", None, row)
 
-    found = {split: rows(alias) for split in SPLITS for alias in _ALIASES[split] if alias in loaded}
+    def part(split: str) -> Part:
+        return Part(f"{name}/{split}", lambda _: str(loaded[split]._fingerprint), partial(rows, split))
+
+    found = {split: part(alias) for split in SPLITS for alias in _ALIASES[split] if alias in loaded}
     if not found:
         raise UserError(f"{key}: {name} has none of the splits train, validation, test")
     return found if len(found) > 1 else {"all": next(iter(found.values()))}

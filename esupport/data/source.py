@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from esupport.data.conversation import Conversation, content_hash
-from esupport.data.files import SPLITS, Raw, read_splits
+from esupport.data.conversation import Conversation, Record
+from esupport.data.division import Entries, Pairs, draw
+from esupport.data.files import Part, Raw, read_splits
 from esupport.data.preference import PreferencePair
 from esupport.data.readers import preference
+from esupport.data.shelf import write
+from esupport.data.sides import SCHEMA, SHELF, Splits, load, save
 from esupport.errors import DataFault, UserError
+from esupport.store import Store
 
 Parse = Callable[..., Conversation]
-T = TypeVar("T")
+T = TypeVar("T", bound=Record)
 
-
-@dataclass
-class Splits:
-    """Conversations by side.
-
-    ``skipped`` holds the faults of records left out, ``duplicates`` counts copies left out,
-    ``where`` tells file and line by conversation id.
-    """
-
-    train: list[Conversation] = field(default_factory=list)
-    valid: list[Conversation] = field(default_factory=list)
-    test: list[Conversation] = field(default_factory=list)
-    skipped: list[DataFault] = field(default_factory=list)
-    duplicates: int = 0
-    where: dict[str, str] = field(default_factory=dict)
-
-    def side(self, name: str) -> list[Conversation]:
-        """The conversations of side ``name``, one of train, valid and test."""
-        return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+_FORMAT = 1  # of what is kept: another number has all sources read anew, as a reader that reads otherwise must
 
 
 @dataclass(frozen=True)
@@ -64,70 +50,85 @@ class Source:
     limit: int | None
     pairs: str | None
 
-    def read_pairs(self, key: str) -> tuple[list[PreferencePair], list[PreferencePair], list[DataFault]]:
-        """Preference pairs to train on and held out, and the faults of those left out.
+    def read(self, key: str, store: Store, instruction: str | None = None) -> Splits[Conversation]:
+        """All conversations, divided; a stage of ``store``, so that what was read once is not parsed again.
 
-        Published sides are taken as they come; else the share ``fractions['valid']`` is held out, by conversation.
-        """
-        sides: dict[str, list[PreferencePair]] = {name: [] for name in (*SPLITS, "all")}
-        skipped: list[DataFault] = []
-        for side, raws in read_splits(str(self.pairs), f"{key}.pairs").items():
-            for raw in raws:
-                try:
-                    sides[side].append(_checked(preference.parse, raw))
-                except DataFault as fault:
-                    if self.on_error == "stop":
-                        raise
-                    skipped.append(fault)
-        train, valid = sides["train"], sides["valid"] or sides["test"]
-        rest = sides["all"] if not train else []
-        names = sorted({pair.context.conversation for pair in rest}, key=lambda name: _rank(self.seed, name))
-        share = self.fractions.get("valid", 0.0) * len(names)
-        held_out = set(names[: max(round(share), min(1, len(names) - 1)) if share else 0])
-        train = train + [pair for pair in rest if pair.context.conversation not in held_out]
-        valid = valid + [pair for pair in rest if pair.context.conversation in held_out]
-        if not train:
-            raise UserError(f"{key}.pairs: no pair could be read from {self.pairs}")
-        return train[: self.limit], valid[: self.limit], skipped
+        Args:
+            key: names the source in messages.
+            store: where they are kept.
+            instruction: for conversations that have none of their own; None leaves them to the task instruction P.
 
-    def read(self, key: str) -> Splits:
-        """All conversations, divided; ``key`` names the source in messages.
-
-        Raises ``DataFault`` at the first fault unless faults are skipped.
+        Raises:
+            DataFault: at the first fault, unless faults are skipped.
+            UserError: there is nothing to read, or it cannot be divided as asked.
         """
         published = read_splits(self.path, f"{key}.path")
         if self.split == "published" and "all" in published:
             raise UserError(f"{key}.split: {self.path} has no published split; use {key}.split=seed")
-        splits = Splits()
-        found = {name: list(self._conversations(raws, splits)) for name, raws in published.items()}
-        if self.split == "seed" or "all" in found:
-            found = draw([c for side in found.values() for c in side], self.fractions, self.seed)
-        # test first: of two copies the one that is kept is the one held out
-        seen: set[str] = set()
-        for side in reversed(SPLITS):
-            kept = splits.side(side)
-            for conversation in found.get(side, []):
-                content = content_hash(conversation.turns)
-                if content in seen:
-                    splits.duplicates += 1
-                elif self.limit is None or len(kept) < self.limit:
-                    seen.add(content)
-                    kept.append(conversation)
-        _refuse_straddling_groups(splits, key)
-        if not splits.train and not splits.valid and not splits.test:
-            raise UserError(f"{key}.path: no conversation could be read from {self.path}")
-        return splits
 
-    def _conversations(self, raws: Iterator[Raw], splits: Splits) -> Iterator[Conversation]:
-        for raw in raws:
-            try:
-                conversation = _checked(self.parse, raw)
-                splits.where[conversation.id] = raw.where
-                yield conversation
-            except DataFault as fault:
-                if self.on_error == "stop":
-                    raise
-                splits.skipped.append(fault)
+        def parse(raw: Any, name: str | None) -> Conversation:
+            read = self.parse(raw, name)
+            own = read.instruction is not None or instruction is None
+            return read if own else read.model_copy(update={"instruction": instruction})
+
+        def make(folder: Path) -> None:
+            entries, skipped = Entries(), list[DataFault]()
+            write(folder / SHELF, SCHEMA, self._records(published, parse, entries.add, skipped))
+            found: Mapping[str, Sequence[int]] = entries.published
+            if self.split == "seed" or "all" in found:
+                found = draw(entries.units(), self.fractions, self.seed)
+            sides, duplicates = entries.kept(found, self.limit)
+            entries.refuse_straddling_groups(sides, key)
+            if not any(map(len, sides.values())):
+                raise UserError(f"{key}.path: no conversation could be read from {self.path}")
+            save(folder, sides, skipped, duplicates)
+
+        inputs = {"parse": _named(self.parse), "split": self.split, "instruction": instruction}
+        return load(store.stage("conversations", inputs | self._inputs(published, store), make), Conversation)
+
+    def read_pairs(self, key: str, store: Store) -> Splits[PreferencePair]:
+        """Preference pairs to train on and held out (``valid``), those of one conversation together; kept in ``store``.
+
+        Published sides are taken as they come; else the share ``fractions['valid']`` is held out, by conversation.
+        """
+        published = read_splits(str(self.pairs), f"{key}.pairs")
+
+        def make(folder: Path) -> None:
+            pairs, skipped = Pairs(), list[DataFault]()
+            write(folder / SHELF, SCHEMA, self._records(published, preference.parse, pairs.add, skipped))
+            sides = pairs.divided(self.fractions.get("valid", 0.0), self.seed, self.limit)
+            if not len(sides["train"]):
+                raise UserError(f"{key}.pairs: no pair could be read from {self.pairs}")
+            save(folder, sides, skipped, 0)
+
+        return load(store.stage("preferences", self._inputs(published, store), make), PreferencePair)
+
+    def _inputs(self, published: Mapping[str, Part], store: Store) -> dict[str, Any]:
+        """What decides the records and their sides, besides the reader."""
+        return {
+            "format": _FORMAT,
+            "parts": {side: [part.name, part.digest(store)] for side, part in published.items()},
+            "fractions": dict(self.fractions),
+            "seed": self.seed,
+            "on_error": self.on_error,
+            "limit": self.limit,
+        }
+
+    def _records(
+        self, published: Mapping[str, Part], parse: Callable[..., T], note: Callable[[str, T], None], skipped: list[DataFault]
+    ) -> Iterator[dict[str, str]]:
+        """What goes on the shelf; ``note`` is told each record and the side that it was read from."""
+        for side, part in published.items():
+            for raw in part:
+                try:
+                    record = _checked(parse, raw)
+                except DataFault as fault:
+                    if self.on_error == "stop":
+                        raise
+                    skipped.append(fault)
+                    continue
+                note(side, record)
+                yield {"record": record.model_dump_json(exclude_defaults=True), "where": raw.where}
 
 
 def _checked(parse: Callable[..., T], raw: Raw) -> T:
@@ -145,35 +146,6 @@ def _checked(parse: Callable[..., T], raw: Raw) -> T:
         raise DataFault(raw.where, "", str(error)) from None
 
 
-def draw(conversations: list[Conversation], fractions: Mapping[str, float], seed: int) -> dict[str, list[Conversation]]:
-    """Divide by ``fractions``, a pure function of the seed and of what was said: the order of the file does not matter.
-
-    Conversations of one group, and copies of one conversation, go to one side together.
-    """
-    units: dict[str, list[Conversation]] = {}
-    for conversation in conversations:
-        units.setdefault(conversation.group or content_hash(conversation.turns), []).append(conversation)
-
-    drawn: dict[str, list[Conversation]] = {side: [] for side in SPLITS}
-    placed, total, bound = 0, len(conversations), 0.0
-    queue = sorted(units, key=lambda unit: _rank(seed, unit))
-    for side in SPLITS:
-        bound += fractions.get(side, 0.0)
-        # a unit goes to a side while the side's share is not reached at its middle
-        while queue and placed + len(units[queue[0]]) / 2 <= round(bound * total):
-            unit = units[queue.pop(0)]
-            drawn[side].extend(unit)
-            placed += len(unit)
-    return drawn
-
-
-def _rank(seed: int, unit: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{unit}".encode()).digest()
-
-
-def _refuse_straddling_groups(splits: Splits, key: str) -> None:
-    sides: dict[str, str] = {}
-    for side in SPLITS:
-        for conversation in splits.side(side):
-            if conversation.group and sides.setdefault(conversation.group, side) != side:
-                raise UserError(f"{key}: group {conversation.group} is on two sides: {sides[conversation.group]} and {side}")
+def _named(parse: Parse) -> str:
+    function = getattr(parse, "func", parse)  # of a partial
+    return f"{function.__module__}.{function.__qualname__}"

@@ -20,7 +20,7 @@ class Choice:
     """How contexts are chosen.
 
     Args:
-        per_round: at most so many, for all rounds or one by one; None for all.
+        per_round: at most so many; None for all.
         per_conversation: supporter turns used of a conversation.
         turns: ``spread`` evenly, the ``first`` ones, the ``last`` ones, or ``random``.
         first_turn: seeker turns that must have been said.
@@ -29,7 +29,7 @@ class Choice:
         seed: of the draw.
     """
 
-    per_round: int | Sequence[int] | None
+    per_round: int | None
     per_conversation: int
     turns: Literal["spread", "first", "last", "random"]
     first_turn: int
@@ -38,27 +38,32 @@ class Choice:
     seed: int
 
 
-def choose(conversations: Sequence[Conversation], choice: Choice, rounds: int, renderer: Renderer) -> list[list[Context]]:
-    """The contexts of each round, a pure function of conversations and choice.
+def choose(
+    conversations: Sequence[Conversation], choice: Choice, rounds: int, renderer: Renderer
+) -> tuple[list[list[Context]], dict[str, str]]:
+    """The contexts of each round, a pure function of conversations and choice, and the replies of the data to them, by key.
+
+    No more conversations are read than it takes.
 
     Raises:
         UserError: a round is left without any.
     """
     order = np.random.default_rng(choice.seed).permutation(len(conversations))
-    drawn = [conversations[i] for i in order]
-    chosen = []
+    chosen, human = [], dict[str, str]()
     for number in range(rounds):
-        most = choice.per_round[number] if isinstance(choice.per_round, Sequence) else choice.per_round
-        share = drawn[number::rounds] if choice.over_rounds == "disjoint" else drawn
+        share = order[number::rounds] if choice.over_rounds == "disjoint" else order
         contexts: list[Context] = []
-        for conversation in share:
-            if most is not None and len(contexts) >= most:
+        for index in share.tolist():
+            if choice.per_round is not None and len(contexts) >= choice.per_round:
                 break
-            contexts += _of_conversation(conversation, choice, renderer)
+            conversation = conversations[index]
+            found = _of_conversation(conversation, choice, renderer)
+            human |= {context.key: conversation.turns[context.turn].text for context in found}
+            contexts += found
         if not contexts:
             raise UserError("contexts.max_tokens: no context fits, or there is none to choose")
-        chosen.append(contexts[:most])
-    return chosen
+        chosen.append(contexts[: choice.per_round])
+    return chosen, human
 
 
 def _of_conversation(conversation: Conversation, choice: Choice, renderer: Renderer) -> list[Context]:

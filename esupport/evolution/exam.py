@@ -20,6 +20,7 @@ from esupport.generators.protocol import Reply, Sampling, reply_request, seed_of
 from esupport.objectives.reference import Scorer
 from esupport.rendering.corpus import Corpus
 from esupport.rendering.row import Row, grow
+from esupport.rendering.rows import Rows
 from esupport.rendering.template import Renderer
 from esupport.store import Stage
 
@@ -72,8 +73,7 @@ class Exam:
 
     def take(self, system: str, round_: int, adapter: Path, start: Path | None, first: Path) -> dict[str, Any]:
         """The figures of one system; ``start`` is what its round started from, ``first`` M_0's adapter."""
-        rows = [row for unit in self.held_out.units for row in unit]
-        scores, stage = self.scorer.scores(rows, adapter)
+        scores, stage = self.scorer.scores(self.held_out.rows, adapter)
         self._record(stage, round_, f"{system}/held-out likelihood")
         value, interval = nll(*per_conversation(self.held_out.units, scores))
         replies = self._write(system, round_, adapter)
@@ -111,7 +111,7 @@ class Exam:
 
         The replies are sampled as they are shown (with a temperature and a nucleus), so it leans towards likely tokens.
         """
-        rows = self._rows(replies)
+        rows = Rows.of(self._rows(replies))
         if not rows:
             return None
         own, stage = self.scorer.scores(rows, adapter)

@@ -92,7 +92,6 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         first = trained.folder / "adapter"
     output.adapter(first, "sft/adapter")
 
-    train = prepared.corpora["train"].kept
     choice: Choice = make(plain["contexts"], "contexts")
     settings = Settings(**{k: v for k, v in plain["evolution"].items() if k in Settings.__dataclass_fields__})
     sampling = dict(plain["samples"])
@@ -108,14 +107,15 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         ledger=ledger,
         drift=Drift(**plain["evolution"]["drift"]),
     )
+    contexts, human = choose(prepared.corpora["train"].kept, choice, settings.rounds, prepared.renderer)
     evolution = Evolution(
         settings=settings,
         method=method,
         draft=Sampling(**plain["evolution"]["draft"]),
         filters=plain["filters"],
         objective=plain["objective"],
-        contexts=choose(train, choice, settings.rounds, prepared.renderer),
-        human={f"{c.id}/{turn}": c.turns[turn].text for c in train for turn in c.supporter_turns()},
+        contexts=contexts,
+        human=human,
         renderer=prepared.renderer,
         store=store,
         writer=writer,

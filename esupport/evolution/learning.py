@@ -18,7 +18,7 @@ from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.objectives.dpo import PreferenceOptimization
 from esupport.objectives.module import Objective
-from esupport.objectives.reference import Scorer, attach, rows_digest
+from esupport.objectives.reference import Scorer
 from esupport.rendering.corpus import Corpus
 from esupport.rendering.datamodule import RowDataModule
 from esupport.rendering.pairs import render_pairs
@@ -90,15 +90,14 @@ class Learner:
         """
         settings = of_round(self.plain["objective"], round_)
         epochs = of_round(self.plain["evolution"]["epochs"], round_)
-        rows = [row for unit in corpus.units for row in unit]
-        scores, scored = self.scorer.scores(rows, reference)
+        scores, scored = self.scorer.scores(corpus.rows, reference)
         start_digest = weights_digest(start)
         inputs = self._inputs(settings, epochs, {"train": corpus}) | {"start": start_digest, "reference": scored.key}
 
         def train(folder: Path) -> None:
             costs = Costs()
-            learnt = Corpus(**{**vars(corpus), "units": attach(corpus.units, scores)})
-            data = RowDataModule({"train": learnt}, **self.plain["batching"], replay_ratio=0.0, seed=self.plain["seed"])
+            learnt = {"train": corpus.scored(scores)}
+            data = RowDataModule(learnt, **self.plain["batching"], replay_ratio=0.0, seed=self.plain["seed"])
             is_start = reference is not None and weights_digest(reference) == start_digest
             policy = self.slot.load(start)
             module: PreferenceOptimization = make(settings, "objective")(policy=policy, reference_is_start=is_start)
@@ -113,7 +112,7 @@ class Learner:
     def _inputs(self, objective: dict[str, Any], epochs: int, corpora: dict[str, Corpus]) -> dict[str, Any]:
         trainer = {k: v for k, v in self.plain["trainer"].items() if k not in _COSMETIC}
         objective = {k: v for k, v in objective.items() if k != "monitor"}
-        rows = {name: rows_digest([row for unit in c.units for row in unit]) for name, c in corpora.items() if c.units}
+        rows = {name: corpus.rows.digest for name, corpus in corpora.items() if corpus.units}
         return {
             "objective": objective,
             "rows": rows,

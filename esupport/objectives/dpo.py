@@ -18,7 +18,7 @@ from esupport.objectives.losses import ipo, sigmoid_norm
 from esupport.objectives.module import Objective
 from esupport.objectives.reference import check_start, score
 from esupport.rendering.packing import Batch
-from esupport.rendering.row import Row
+from esupport.rendering.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -128,16 +128,19 @@ class PreferenceOptimization(Objective):
     def measure_pairs(self) -> dict[str, float]:
         """The logged figures over all training pairs, of the weights as they are, in eval mode."""
         rows = self._rows()
-        sums = np.concatenate(score(self.policy, rows, self._tokens_per_batch(), str(self.trainer.precision)))
-        lengths = np.concatenate([np.bincount(row.response, minlength=row.responses) for row in rows])
-        reference = np.concatenate([row.reference for row in rows])
-        pairs = Pairs.of_sums(*(torch.from_numpy(vector.astype(np.float64)) for vector in (sums, reference, lengths)))
+        scores = score(self.policy, rows, self._tokens_per_batch(), str(self.trainer.precision))
+        found = (
+            (sums, row.reference, np.bincount(row.response, minlength=row.responses))
+            for row, sums in zip(rows, scores, strict=True)
+        )
+        vectors = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
+        pairs = Pairs.of_sums(*map(torch.from_numpy, vectors))
         totals = {name: float(value) for name, value in self.figures(pairs, self._losses(pairs)).items()}
         count = totals.pop("pairs")
         return {"pairs": int(count), **{name: value / count for name, value in totals.items()}}
 
-    def _rows(self) -> list[Row]:
-        return [row for unit in cast("Any", self.trainer).datamodule.corpora["train"].units for row in unit]
+    def _rows(self) -> Rows:
+        return cast("Rows", cast("Any", self.trainer).datamodule.corpora["train"].rows)
 
     def _tokens_per_batch(self) -> int:
         return int(cast("Any", self.trainer).datamodule.tokens_per_batch)
@@ -177,13 +180,14 @@ class PreferenceOptimization(Objective):
         pairs = totals.pop("pairs")
         return {name: value / pairs for name, value in totals.items()}
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batches: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As every objective does; held-out pairs give the preference figures."""
         if self.held_out_names()[dataloader_idx] != "pairs_valid":
-            super().validation_step(batch, batch_idx, dataloader_idx)
+            super().validation_step(batches, batch_idx, dataloader_idx)
             return
-        pairs = Pairs.of(target_logprobs(self.policy, batch), batch)
-        _add(self._held_out_sums, self.figures(pairs, self._losses(pairs)))
+        for batch in batches:
+            pairs = Pairs.of(target_logprobs(self.policy, batch), batch)
+            _add(self._held_out_sums, self.figures(pairs, self._losses(pairs)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the likelihood of the held-out conversations and the figures of the held-out pairs."""

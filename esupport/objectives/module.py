@@ -159,12 +159,13 @@ class Objective(pl.LightningModule, ABC):
             verify_tree_row(self.policy)
             self._verified = True
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the batch's negative log-likelihood and target count to its loader's sums."""
-        logprobs = target_logprobs(self.policy, batch).cpu().double()  # not every accelerator has float64
-        sums = torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), dtype=torch.float64)])
+    def validation_step(self, batches: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the batches' negative log-likelihood and target count to their loader's sums."""
         name = self.held_out_names()[dataloader_idx].removesuffix("valid")
-        self._held_out[name] = self._held_out.get(name, torch.zeros_like(sums)) + sums
+        for batch in batches:
+            logprobs = target_logprobs(self.policy, batch).cpu().double()  # not every accelerator has float64
+            sums = torch.stack([-logprobs.sum(), torch.tensor(float(len(logprobs)), dtype=torch.float64)])
+            self._held_out[name] = self._held_out.get(name, torch.zeros_like(sums)) + sums
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all held-out targets, over batches and ranks: ``val/nll`` and ``val/perplexity``."""

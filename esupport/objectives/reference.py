@@ -7,24 +7,27 @@ model: its weights are put into the policy's place, the completions are scored, 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.progress import track
+from numpy.typing import NDArray
+from rich.progress import Progress
 
+from esupport.data.shelf import Lazy
 from esupport.errors import UserError
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.objectives.logprobs import target_logprobs
-from esupport.rendering.packing import pack
+from esupport.rendering.packing import bins, collate
 from esupport.rendering.row import Floats, Row, split
+from esupport.rendering.rows import WINDOW, Rows
 from esupport.store import Stage, Store
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class Scorer:
         self.slot, self.store = slot, store
         self.tokens_per_batch, self.precision = tokens_per_batch, precision
 
-    def scores(self, rows: Sequence[Row], adapter: Path | None) -> tuple[list[Floats], Stage]:
+    def scores(self, rows: Rows, adapter: Path | None) -> tuple[Scores, Stage]:
         """Log-probability of each response of each row, (responses,) a row, and the stage that keeps them.
 
         Raises:
@@ -58,7 +61,7 @@ class Scorer:
         """
         inputs = {
             "definition": DEFINITION,
-            "rows": rows_digest(rows),
+            "rows": rows.digest,
             "adapter": weights_digest(adapter) if adapter else None,
             "precision": "bf16" if "bf16" in self.precision else "32",
             **self.slot.backbone.identity(),
@@ -66,46 +69,67 @@ class Scorer:
 
         def make(folder: Path) -> None:
             with self.slot.speaking(adapter) as policy:
-                measured = score(policy, rows, self.tokens_per_batch, self.precision, "log-probabilities")
+                measured = list(score(policy, rows, self.tokens_per_batch, self.precision, "log-probabilities"))
             np.save(folder / "scores.npy", np.concatenate(measured), allow_pickle=False)
 
         stage = self.store.stage("scores", inputs, make)
         kept = np.load(stage.folder / "scores.npy", allow_pickle=False)
-        ends = np.cumsum([row.responses for row in rows])
-        if len(kept) != ends[-1] or not np.isfinite(kept).all():
+        if len(kept) != rows.responses.sum() or not np.isfinite(kept).all():
             raise UserError(f"paths.store: {stage.folder} does not hold a score for each completion; remove it")
-        return np.split(kept, ends[:-1]), stage
+        return Scores(kept, rows.responses), stage
+
+
+class Scores(Lazy[Floats]):
+    """The scores of each row, (responses,), from those of all rows and how many each row has."""
+
+    def __init__(self, scores: Floats, responses: NDArray[np.int64]) -> None:
+        self._scores, self._ends = scores, np.cumsum([0, *responses])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def at(self, index: int) -> Floats:
+        """The scores of row ``index``."""
+        return self._scores[self._ends[index] : self._ends[index + 1]]
 
 
 @torch.no_grad()
 def score(
     policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str, shown_as: str | None = None
-) -> list[Floats]:
+) -> Iterator[Floats]:
     """Log-probability of each response of each row under ``policy`` as it is, in eval mode: (responses,) a row.
 
-    ``shown_as`` stands before a progress bar; None shows none.
+    Rows are read a window after the other. ``shown_as`` stands before a progress bar; None shows none.
     """
     was_training = policy.training
     policy.eval()
+    try:
+        with Progress(disable=shown_as is None) as bar:
+            tell = partial(bar.advance, bar.add_task(shown_as or "", total=len(rows)))
+            for start in range(0, len(rows), WINDOW):
+                with _arithmetic(policy, precision):  # not while the scores are handed out
+                    scores = _score(policy, rows[start : start + WINDOW], tokens_per_batch, tell)
+                yield from scores
+    finally:
+        policy.train(was_training)
+
+
+def _score(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, tell: Callable[[float], None]) -> list[Floats]:
+    """The scores of some rows; ``tell`` is given, with each batch, how many rows' worth of work it was."""
     parts = [split(row, tokens_per_batch) for row in rows]
     numbered = [replace(part, name=str(number)) for number, part in enumerate(chain.from_iterable(parts))]
     scores: dict[int, Floats] = {}
-    with _arithmetic(policy, precision):
-        for batch in track(pack(numbered, tokens_per_batch), shown_as or "", disable=shown_as is None):
-            sums = torch.zeros(len(batch.names), dtype=torch.float64)
-            sums.index_add_(0, batch.response, target_logprobs(policy, batch.to(policy.device)).cpu().double())
-            for name in dict.fromkeys(batch.names):
-                first, number = batch.names.index(name), int(name)
-                scores[number] = sums[first : first + numbered[number].responses].float().numpy()
-    policy.train(was_training)
+    batches = bins(numbered, tokens_per_batch)
+    for members in batches:
+        batch = collate(members, 0, 0)
+        sums = torch.zeros(len(batch.names), dtype=torch.float64)
+        sums.index_add_(0, batch.response, target_logprobs(policy, batch.to(policy.device)).cpu().double())
+        ends = np.cumsum([row.responses for row in members])
+        for row, own in zip(members, np.split(sums.float().numpy(), ends[:-1]), strict=True):
+            scores[int(row.name)] = own
+        tell(len(rows) / len(batches))
     in_order = (scores[number] for number in range(len(numbered)))
     return [np.concatenate([next(in_order) for _ in row]) for row in parts]
-
-
-def attach(units: Sequence[Sequence[Row]], scores: Sequence[Floats]) -> list[list[Row]]:
-    """The rows of each conversation with their reference's scores, which stand in the same order."""
-    left = iter(scores)
-    return [[replace(row, reference=next(left)) for row in unit] for unit in units]
 
 
 def check_start(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str) -> None:
@@ -128,15 +152,6 @@ def check_start(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, p
                 f"objective: before training, policy and reference differ by {apart[worst]:.3g} nats on completion {worst} of "
                 f"{row.name} (bound {bound[worst]:.3g}): the reference's scores are not those of the policy's start"
             )
-
-
-def rows_digest(rows: Sequence[Row]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of the token rows: what is read, and what of it is scored."""
-    whole = hashlib.sha256()
-    for row in rows:
-        for name in ("ids", "positions", "branch", "sees", "targets", "parents", "response"):
-            whole.update(getattr(row, name).tobytes() + b"|")
-    return whole.hexdigest()[:16]
 
 
 def _arithmetic(policy: PeftModel, precision: str) -> AbstractContextManager[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from esupport.data.conversation import Conversation, Turn, merge
 from esupport.data.preference import Context
@@ -18,22 +18,25 @@ def context_of(conversation: Conversation, turn: int, renderer: Renderer, max_to
     return None
 
 
-def spread(items: list[int], count: int) -> list[int]:
+def spread(items: Sequence[int], count: int) -> list[int]:
     """At most ``count`` of ``items``, evenly spread, each in the middle of its share."""
     if len(items) <= count:
-        return items
+        return list(items)
     return [items[int((index + 0.5) * len(items) / count)] for index in range(count)]
 
 
 def middle_contexts(
-    conversations: Iterable[Conversation], count: int, renderer: Renderer, max_tokens: int
+    conversations: Sequence[Conversation], count: int, renderer: Renderer, max_tokens: int
 ) -> list[tuple[Context, Conversation]]:
-    """At most ``count`` contexts from as many conversations, each in the middle of its own: what systems are compared on."""
-    kept = [c for c in conversations if c.supporter_turns()]
+    """At most ``count`` contexts from as many conversations, each in the middle of its own: what systems are compared on.
+
+    Only these are read. Each of ``conversations`` has a reply to learn from.
+    """
     found = []
-    for index in spread(list(range(len(kept))), count):
-        turns = kept[index].supporter_turns()
-        context = context_of(kept[index], turns[len(turns) // 2], renderer, max_tokens)
+    for index in spread(range(len(conversations)), count):
+        conversation = conversations[index]
+        turns = conversation.supporter_turns()
+        context = context_of(conversation, turns[len(turns) // 2], renderer, max_tokens)
         if context is not None:
-            found.append((context, kept[index]))
+            found.append((context, conversation))
     return found

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from esupport.data.conversation import Conversation
+from esupport.data.division import Numbers
+from esupport.data.shelf import Shelf, View, write
+from esupport.data.sides import Side
 from esupport.errors import DataFault
-from esupport.rendering.row import Row, tree
+from esupport.rendering.row import Floats, Row
+from esupport.rendering.rows import SCHEMA, Rows, Units, content, reader, record
 from esupport.rendering.template import Renderer
+from esupport.store import Store, write_atomically
+
+_FORMAT = 1  # of rows on a shelf: another number has all rendered anew, as another way of rendering must
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Corpus:
     """Rendered conversations.
 
     Attributes:
         name: what they are, as ``train``.
-        units: the rows of each conversation, mostly one.
+        rows: all their rows.
+        starts: (conversations + 1,) the first row of each conversation and, last, how many rows there are.
         kept: these conversations.
         turns: turns of the conversations, less those that were cut at the beginning.
         replies: supporter turns that are scored.
@@ -34,8 +50,9 @@ class Corpus:
     """
 
     name: str
-    units: list[list[Row]] = field(default_factory=list)
-    kept: list[Conversation] = field(default_factory=list)
+    rows: Rows
+    starts: Numbers
+    kept: Sequence[Conversation]
     turns: int = 0
     replies: int = 0
     tokens: int = 0
@@ -47,50 +64,89 @@ class Corpus:
     dropped: int = 0
     branches: int = 0
     extra_trees: int = 0
-    skipped: list[DataFault] = field(default_factory=list)
+    skipped: list[DataFault]
+
+    @property
+    def units(self) -> Units:
+        """The rows of each conversation, mostly one."""
+        return Units(self.rows, self.starts)
 
     @property
     def sharing(self) -> float:
         """Tokens of one row per reply over tokens of the tree rows."""
         return self.naive_tokens / self.tokens if self.tokens else 1.0
 
-    def add(self, conversation: Conversation, renderer: Renderer) -> None:
-        """Render one conversation. Raises ``DataFault`` where its text cannot be used."""
-        rendered = renderer.render(conversation)
-        self.cut_turns += rendered.cut_turns
-        self.lost_replies += rendered.lost_replies
-        if not rendered.responses:
-            self.dropped += 1
-            return
-        rows = tree(conversation.id, rendered.responses)
-        opened = conversation.turns[rendered.cut_turns].role == "supporter" and not renderer.keeps_opening
-        self.kept.append(conversation)
-        self.openings += opened
-        self.turns += len(conversation.turns) - rendered.cut_turns - opened
-        self.add_rows(rows, len(rendered.responses))
-
-    def add_rows(self, rows: list[Row], replies: int) -> None:
-        """The rows of one conversation, with so many replies to score."""
-        self.units.append(rows)
-        self.replies += replies
-        self.tokens += sum(len(row) for row in rows)
-        self.targets += sum(len(row.targets) for row in rows)
-        self.naive_tokens += sum(row.naive_tokens for row in rows)
-        self.branches += sum(row.branches for row in rows)
-        self.extra_trees += len(rows) - 1
+    def scored(self, scores: Sequence[Floats]) -> Corpus:
+        """The same with the scores of a reference, (responses,) for each row."""
+        return replace(self, rows=self.rows.scored(scores))
 
 
-def render_all(
-    name: str, conversations: Iterable[Conversation], renderer: Renderer, on_error: str, where: Mapping[str, str]
-) -> Corpus:
-    """Render ``conversations``; ``on_error`` is ``stop`` or ``skip``, ``where`` tells file and line by id."""
-    corpus = Corpus(name)
-    for conversation in conversations:
-        try:
-            corpus.add(conversation, renderer)
-        except DataFault as found:
-            fault = DataFault(where.get(conversation.id, conversation.id), found.field, found.reason)
-            if on_error == "stop":
-                raise fault from None
-            corpus.skipped.append(fault)
-    return corpus
+class Tally:
+    """What is noted while rows are rendered, a conversation at a time.
+
+    Attributes:
+        counts: of a corpus, by its attributes.
+        kept: the numbers of the conversations that rows were made of.
+        skipped: faults of conversations left out.
+    """
+
+    def __init__(self) -> None:
+        self.counts, self.kept, self.skipped = Counter[str](), array("q"), list[DataFault]()
+        self._starts, self._responses, self._content = array("q", [0]), array("q"), hashlib.sha256()
+
+    def add(self, rows: list[Row], replies: int) -> list[Row]:
+        """Count and give back the rows of one conversation, with so many replies to score."""
+        self._starts.append(self._starts[-1] + len(rows))
+        self.counts.update(replies=replies, extra_trees=len(rows) - 1)
+        for row in rows:
+            self._content.update(content(row))
+            self._responses.append(row.responses)
+            self.counts.update(tokens=len(row), targets=len(row.targets), naive_tokens=row.naive_tokens, branches=row.branches)
+        return rows
+
+    def facts(self) -> dict[str, Any]:
+        """The counts, the digest of the rows and the faults, for JSON."""
+        faults = [[fault.where, fault.field, fault.reason] for fault in self.skipped]
+        return {"counts": dict(self.counts), "digest": self._content.hexdigest()[:16], "skipped": faults}
+
+    def arrays(self) -> dict[str, Numbers]:
+        """The first row of each conversation, the responses of each row, and the numbers of what was kept."""
+        found = {"starts": self._starts, "responses": self._responses, "kept": self.kept}
+        return {name: np.array(numbers, dtype=np.int64) for name, numbers in found.items()}
+
+
+Render = Callable[[Tally], Iterator[list[Row]]]  # the rows of each conversation, noted in the tally
+
+
+def hold(name: str, render: Render) -> Corpus:
+    """What ``render`` makes, in memory: for the few that are made in a run."""
+    tally = Tally()
+    rows = [row for unit in render(tally) for row in unit]
+    return _corpus(name, rows, tally.facts(), tally.arrays(), ())
+
+
+def keep(name: str, render: Render, origin: Side[Any], renderer: Renderer, on_error: str, store: Store) -> Corpus:
+    """What ``render`` makes of the records of ``origin``, on a shelf: a stage of ``store``, so that it is made once."""
+    inputs = {"format": _FORMAT, "records": origin.key, "on_error": on_error, **renderer.contents}
+
+    def make(folder: Path) -> None:
+        tally = Tally()
+        write(folder / "rows.arrow", SCHEMA, (record(row) for unit in render(tally) for row in unit))
+        np.savez(folder / "numbers.npz", allow_pickle=False, **tally.arrays())
+        write_atomically(folder / "facts.json", json.dumps(tally.facts(), indent=2, ensure_ascii=False) + "\n")
+
+    folder = store.stage("rows", inputs, make).folder
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    with np.load(folder / "numbers.npz", allow_pickle=False) as arrays:
+        return _corpus(name, Shelf(folder / "rows.arrow", reader), facts, dict(arrays), origin)
+
+
+def _corpus(name: str, rows: Sequence[Row], facts: dict[str, Any], arrays: dict[str, Numbers], origin: Sequence[Any]) -> Corpus:
+    return Corpus(
+        **facts["counts"],
+        name=name,
+        rows=Rows(rows, arrays["responses"], facts["digest"]),
+        starts=arrays["starts"],
+        kept=View(origin, arrays["kept"]),
+        skipped=[DataFault(*fault) for fault in facts["skipped"]],
+    )

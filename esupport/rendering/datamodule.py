@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset, Sampler
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from esupport.errors import UserError
 from esupport.rendering.corpus import Corpus
-from esupport.rendering.packing import Batch, pack
+from esupport.rendering.packing import Batch, bins, collate, pack
 from esupport.rendering.row import Row
+from esupport.rendering.rows import WINDOW
 
 Step = tuple[int, ...]
 
@@ -64,7 +68,12 @@ class StepSampler(Sampler[Step]):
 
     def _draw(self, number: int) -> int:
         cycle, at = divmod(number, self.replay)
-        return int(np.random.default_rng([self.seed, cycle, 1]).permutation(self.replay)[at])
+        return int(_shuffled(self.seed, cycle, self.replay)[at])
+
+
+@lru_cache(maxsize=2)  # neighbouring examples are drawn from one round
+def _shuffled(seed: int, cycle: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, cycle, 1]).permutation(count)
 
 
 class Steps(Dataset[list[Batch]]):
@@ -77,6 +86,21 @@ class Steps(Dataset[list[Batch]]):
         rows = sorted((row for number in step for row in self.units[number]), key=len, reverse=True)
         share = rows[self.rank :: self.world_size] or [_nothing_to_learn(rows[0])]
         return pack(share, self.tokens_per_batch, step=rows)
+
+
+class Windows(Dataset[list[Batch]]):
+    """A held-out corpus, a window of rows after the other: this rank's share of each, packed into batches."""
+
+    def __init__(self, corpus: Corpus, tokens_per_batch: int, rank: int, world_size: int) -> None:
+        self.corpus, self.tokens_per_batch, self.rank, self.world_size = corpus, tokens_per_batch, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.corpus.rows) // WINDOW)
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        rows = self.corpus.rows[index * WINDOW : (index + 1) * WINDOW]
+        share = rows[self.rank :: self.world_size] or [_nothing_to_learn(rows[0])]
+        return [collate(some, self.corpus.targets, self.corpus.replies) for some in bins(share, self.tokens_per_batch)]
 
 
 class StepLoader(DataLoader[list[Batch]]):
@@ -148,21 +172,14 @@ class RowDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Optimizer steps."""
-        units = self.corpora["train"].units + (self.corpora["replay"].units if "replay" in self.corpora else [])
-        steps = Steps(units, self.tokens_per_batch, *self._ranks())
-        return StepLoader(steps, self.sampler)
+        learnt: Any = [self.corpora[name].units for name in ("train", "replay") if name in self.corpora]
+        return StepLoader(Steps(cast("Any", ConcatDataset(learnt)), self.tokens_per_batch, *self._ranks()), self.sampler)
 
     def held_out_names(self) -> list[str]:
         """The held-out corpora that hold anything."""
         return [name for name in ("valid", "replay_valid", "pairs_valid") if name in self.corpora and self.corpora[name].units]
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> list[DataLoader[list[Batch]]]:
         """Batches of each held-out corpus: conversations, and replay examples and pairs where there are any."""
-        rank, world_size = self._ranks()
-        loaders: list[DataLoader[Batch]] = []
-        for name in self.held_out_names():
-            rows = [row for unit in self.corpora[name].units for row in unit]
-            share = rows[rank::world_size] or [_nothing_to_learn(rows[0])]
-            batches = pack(share, self.tokens_per_batch, step=rows)
-            loaders.append(DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
-        return loaders
+        held_out = [Windows(self.corpora[name], self.tokens_per_batch, *self._ranks()) for name in self.held_out_names()]
+        return [DataLoader(windows, batch_size=None) for windows in held_out]

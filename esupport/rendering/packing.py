@@ -6,7 +6,7 @@ many ranks share them changes memory and time, never the loss: each batch knows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -65,8 +65,12 @@ def pack(rows: Sequence[Row], tokens_per_batch: int, step: Sequence[Row] | None 
     """
     whole = rows if step is None else step
     sizes = sum(len(row.targets) for row in whole), sum(row.responses for row in whole)
-    parts = [part for row in rows for part in split(row, tokens_per_batch)]
-    return [collate(members, *sizes) for members in _best_fit(parts, tokens_per_batch)]
+    return [collate(members, *sizes) for members in bins(rows, tokens_per_batch)]
+
+
+def bins(rows: Iterable[Row], tokens_per_batch: int) -> list[list[Row]]:
+    """The rows of each batch; a row longer than ``tokens_per_batch`` is split between its branches."""
+    return _best_fit([part for row in rows for part in split(row, tokens_per_batch)], tokens_per_batch)
 
 
 def _best_fit(rows: Sequence[Row], capacity: int) -> list[list[Row]]:

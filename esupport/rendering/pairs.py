@@ -5,14 +5,18 @@ Of a row's responses, those of even number are chosen, and each is followed by i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
+from esupport.data.division import together
 from esupport.data.preference import PreferencePair
+from esupport.data.sides import Side
 from esupport.errors import DataFault
-from esupport.rendering.corpus import Corpus
-from esupport.rendering.row import tree
+from esupport.rendering.corpus import Corpus, Tally, hold, keep
+from esupport.rendering.row import Row, tree
 from esupport.rendering.template import Renderer, Response
+from esupport.store import Store
 
 
 def respond(pair: PreferencePair, renderer: Renderer) -> list[Response]:
@@ -35,29 +39,39 @@ def respond(pair: PreferencePair, renderer: Renderer) -> list[Response]:
     return responses
 
 
-def render_pairs(name: str, pairs: Iterable[PreferencePair], renderer: Renderer, on_error: str) -> Corpus:
-    """Rows of ``pairs``, those of one conversation together; pairs that do not fit are left out and counted as lost.
+def render_pairs(name: str, pairs: Sequence[PreferencePair], renderer: Renderer, on_error: str) -> Corpus:
+    """Rows of the few pairs that are made in a run, in memory; pairs that do not fit are left out and counted as lost.
 
     Raises:
         DataFault: a text cannot be used, unless ``on_error`` is ``skip``.
     """
-    corpus = Corpus(name)
-    responses: dict[str, list[Response]] = {}
-    for pair in pairs:
-        try:
-            both = respond(pair, renderer)
-        except DataFault as fault:
-            if on_error == "stop":
-                raise
-            corpus.skipped.append(fault)
-            continue
-        if max(len(response.ids) for response in both) > renderer.max_tokens:
-            corpus.lost_replies += 2
-            continue
-        responses.setdefault(pair.context.conversation, []).extend(both)
-        corpus.turns += len(pair.context.turns)
-    for conversation, hung in responses.items():
-        # the longest context is the trunk
-        order = sorted(range(0, len(hung), 2), key=lambda i: len(hung[i].context))
-        corpus.add_rows(tree(conversation, [hung[i + side] for i in order for side in (0, 1)]), len(hung))
-    return corpus
+    ordered = [pairs[i] for i in together([pair.context.conversation for pair in pairs])]
+    return hold(name, lambda tally: rendered_pairs(tally, ordered, renderer, on_error))
+
+
+def render_read_pairs(name: str, side: Side[PreferencePair], renderer: Renderer, on_error: str, store: Store) -> Corpus:
+    """The same of pairs that were read from a source, on a shelf."""
+    return keep(name, lambda tally: rendered_pairs(tally, side, renderer, on_error), side, renderer, on_error, store)
+
+
+def rendered_pairs(tally: Tally, pairs: Iterable[PreferencePair], renderer: Renderer, on_error: str) -> Iterator[list[Row]]:
+    """The rows of each conversation, whose pairs stand together."""
+    for conversation, own in groupby(pairs, key=lambda pair: pair.context.conversation):
+        hung: list[Response] = []
+        for pair in own:
+            try:
+                both = respond(pair, renderer)
+            except DataFault as fault:
+                if on_error == "stop":
+                    raise
+                tally.skipped.append(fault)
+                continue
+            if max(len(response.ids) for response in both) > renderer.max_tokens:
+                tally.counts["lost_replies"] += 2
+                continue
+            hung += both
+            tally.counts["turns"] += len(pair.context.turns)
+        if hung:
+            # the longest context is the trunk
+            order = sorted(range(0, len(hung), 2), key=lambda i: len(hung[i].context))
+            yield tally.add(tree(conversation, [hung[i + side] for i in order for side in (0, 1)]), len(hung))

@@ -6,10 +6,13 @@ it, and only completions are ever scored. No mask is searched for in the finishe
 
 from __future__ import annotations
 
+import hashlib
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from esupport.data.conversation import Conversation
@@ -99,6 +102,14 @@ class Renderer:
     def identity(self) -> dict[str, Any]:
         """What, besides the tokenizer's files, decides how messages are rendered."""
         return {"instruction_in": self.instruction_in, "template_kwargs": self.template_kwargs}
+
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """All that decides the token ids of a conversation, the tokenizer by content."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())}
+        return {**self.identity(), "instruction": self.instruction, "max_tokens": self.max_tokens, "tokenizer": files}
 
     def _probe(self) -> tuple[str, str, int]:
         """What the template writes before and after a reply, and the id of the token that ends the turn."""

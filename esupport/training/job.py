@@ -23,7 +23,7 @@ from esupport.generators.protocol import Sampling, reply_request, seed_of, write
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.objectives.module import Objective
-from esupport.objectives.reference import Scorer, attach
+from esupport.objectives.reference import Scorer
 from esupport.store import Store
 from esupport.training.environment import Costs, make, make_loggers, make_trainer, quiet
 from esupport.training.fit import fit, measure_base
@@ -140,8 +140,7 @@ def _reference(plain: dict[str, Any], prepared: Prepared, slot: Slot) -> dict[st
     for name in ("train", "pairs_valid"):
         corpus = prepared.corpora[name]
         if corpus.units:
-            scores, _ = scorer.scores([row for unit in corpus.units for row in unit], adapter)
-            corpus.units = attach(corpus.units, scores)
+            prepared.corpora[name] = corpus.scored(scorer.scores(corpus.rows, adapter)[0])
     if not prepared.corpora["pairs_valid"].units:
         for name, node in plain["callbacks"].items():
             if node and node.get("monitor") == plain["objective"]["monitor"]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 
 from esupport.data.conversation import Conversation
 from esupport.data.preference import Context
-from esupport.data.source import Source, Splits
+from esupport.data.source import Source
 from esupport.errors import DataFault, UserError
 from esupport.models.backbone import Backbone
 from esupport.rendering.contexts import middle_contexts
-from esupport.rendering.corpus import Corpus, render_all
+from esupport.rendering.conversations import render_all
+from esupport.rendering.corpus import Corpus
 from esupport.rendering.datamodule import RowDataModule
-from esupport.rendering.pairs import render_pairs
+from esupport.rendering.pairs import render_read_pairs
 from esupport.rendering.template import Renderer
+from esupport.store import Store
 
 
 @dataclass(frozen=True)
@@ -56,33 +59,29 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
         template_kwargs=backbone.template_kwargs,
         **plain["rendering"],
     )
+    store = Store(Path(plain["paths"]["store"]).expanduser())
     source: Source = instantiate(plain["data"])
-    splits = source.read("data")
+    splits = source.read("data", store)
     for side in ("train", "valid"):
         if not splits.side(side):
             raise UserError(f"data.split: there is nothing on the side {side}; data.split=seed draws it, by data.fractions")
-    corpora = {s: render_all(s, splits.side(s), renderer, source.on_error, splits.where) for s in ("train", "valid")}
+    corpora = {s: render_all(s, splits.side(s), renderer, source.on_error, store) for s in ("train", "valid")}
     faults = list(splits.skipped)
     if source.pairs:  # the conversations are held out only
-        learnt, held_out, skipped = source.read_pairs("data")
-        corpora["train"] = render_pairs("train", learnt, renderer, source.on_error)
-        corpora["pairs_valid"] = render_pairs("pairs_valid", held_out, renderer, source.on_error)
-        faults += skipped
+        pairs = source.read_pairs("data", store)
+        for name, learnt in (("train", pairs.train), ("pairs_valid", pairs.valid)):
+            corpora[name] = render_read_pairs(name, learnt, renderer, source.on_error, store)
+        faults += pairs.skipped
     for side in ("train", "valid"):
         if not corpora[side].units:
             raise UserError(f"rendering.max_tokens: no reply of the side {side} fits, or none could be used")
-    replayed = _replay(plain["replay"]) if plain["replay"]["ratio"] else Splits()
-    for name, examples in (("replay", [] if source.pairs else replayed.train), ("replay_valid", replayed.valid)):
-        corpora[name] = render_all(name, examples, renderer, plain["replay"]["source"]["on_error"], replayed.where)
-    faults += [*replayed.skipped, *(fault for corpus in corpora.values() for fault in corpus.skipped)]
+    if plain["replay"]["ratio"]:
+        replay: Source = instantiate(plain["replay"]["source"])
+        # examples without a system message of their own have none, not the task instruction
+        replayed = replay.read("replay.source", store, instruction="")
+        for name, examples in (("replay", replayed.train), ("replay_valid", replayed.valid)):
+            if name == "replay_valid" or not source.pairs:
+                corpora[name] = render_all(name, examples, renderer, replay.on_error, store)
+        faults += replayed.skipped
+    faults += [fault for corpus in corpora.values() for fault in corpus.skipped]
     return Prepared(renderer, corpora, faults, splits.duplicates)
-
-
-def _replay(settings: dict[str, Any]) -> Splits:
-    """Instruction examples; without a system message of their own they have none, not the task instruction."""
-    source: Source = instantiate(settings["source"])
-    splits = source.read("replay.source")
-    for side in ("train", "valid", "test"):
-        examples = splits.side(side)
-        examples[:] = [e if e.instruction is not None else e.model_copy(update={"instruction": ""}) for e in examples]
-    return splits
