@@ -1,0 +1,1 @@
+"""The job of ``evaluate.py``: systems, their replies, figures, tables and the page."""
