@@ -1,4 +1,4 @@
-"""Texts through the store: a step's requests are planned into batches, and each batch is kept as soon as it is written."""
+"""Texts of a run: who speaks, and what of it the ledger is told."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from esupport.errors import UserError
 from esupport.evolution.ledger import Ledger
-from esupport.generators.protocol import Generator, Reply, Request, digest
-from esupport.models.weights import weights_digest
+from esupport.generators.protocol import Generator, Reply, Request
+from esupport.generators.stored import ask
 from esupport.reflection.method import Speaker
-from esupport.store import Store, read_lines, write_lines
+from esupport.store import Store
 
 
 class Writer:
@@ -55,44 +54,10 @@ class Writer:
             return []
         generator = self.speaker(by)
         adapter = adapter if by == "policy" else None
-        inputs = {
-            "requests": digest(list(requests)),
-            "adapter": weights_digest(adapter) if adapter else None,
-            **generator.identity(),
-        }
-
-        def make(folder: Path) -> None:
-            written: dict[int, Reply] = {}
-            with self._progress() as progress:
-                task = progress.add_task(f"{step} ({generator.name})", total=len(requests))
-                for batch in generator.plan(requests):
-                    # named by content: what was written under another plan cannot be mistaken for it
-                    kept = folder / f".batch-{digest([requests[i] for i in batch])}.jsonl"
-                    if not kept.exists():
-                        replies = generator.write([requests[i] for i in batch], adapter)
-                        write_lines(kept, (reply.model_dump() for reply in replies))
-                    written.update(zip(batch, (Reply(**line) for line in read_lines(kept)), strict=True))
-                    progress.update(task, completed=len(written))
-            records = (
-                {**vars(request), "sampling": vars(request.sampling), "reply": written[index].model_dump()}
-                for index, request in enumerate(requests)
-            )
-            write_lines(folder / "replies.jsonl", records)
-
-        stage = self.store.stage(step, inputs, make)
+        stage, replies = ask(self.store, step, generator, requests, adapter, self.console)
         if stage.reused:
             self.console.print(f"{step}: {len(requests)} texts were there already", markup=False, highlight=False)
         earlier = {"reflect": ("draft",), "refine": ("draft", "reflect")}.get(step, ())
         made_from = [f"round-{round_}/{name}" for name in earlier] + ([f"M{round_ - 1}"] if adapter and round_ else [])
         self.ledger.add(stage, round_, f"round-{round_}/{step}", self.ledger.keys(*made_from))
-        return [Reply(**line["reply"]) for line in read_lines(stage.folder / "replies.jsonl")]
-
-    def _progress(self) -> Progress:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        return Progress(*columns, console=self.console)
+        return replies

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from rich.console import Console
-from rich.progress import Progress
 
 from esupport.evaluation.judge.answers import Value
 from esupport.evaluation.judge.method import Asked, Judge
-from esupport.generators.protocol import Reply, Request, digest
-from esupport.store import Store, key_of, read_lines, write_lines
+from esupport.generators.protocol import Reply, Request
+from esupport.generators.stored import ask, inputs_of
+from esupport.store import Store, key_of
 
 Result = TypeVar("Result")
 _STAGE = "judge"
@@ -71,7 +70,7 @@ class Asker:
     def cost(self, items: Sequence[Item[Any]]) -> Cost:
         """What :meth:`settle` would send. Nothing is sent."""
         requests = [asked.request for asked in _each_once(items).values()]
-        there = (self.store.root / _STAGE / key_of(self._inputs(requests))).exists()
+        there = (self.store.root / _STAGE / key_of(inputs_of(self.judge.speaker, requests, None))).exists()
         sent = [] if there else requests
         renderer = getattr(self.judge.speaker, "renderer", None)
         if renderer is None:
@@ -103,34 +102,8 @@ class Asker:
             return Given("answered", values)
         return Given("refused" if re.search(self.judge.refusal, text) else "unparsable", {})
 
-    def _inputs(self, requests: Sequence[Request]) -> dict[str, Any]:
-        return {"requests": digest(list(requests)), **self.judge.speaker.identity()}
-
     def _ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """Replies to ``requests``, in their order."""
-        if not requests:
-            return []
-        generator = self.judge.speaker
-
-        def make(folder: Path) -> None:
-            written: dict[int, Reply] = {}
-            with Progress(console=self.console, transient=True) as progress:
-                task = progress.add_task(f"judge ({generator.name})", total=len(requests))
-                for batch in generator.plan(requests):
-                    part = [requests[index] for index in batch]
-                    kept = folder / f".batch-{digest(part)}.jsonl"  # by content: another plan's batch is another file
-                    if not kept.exists():
-                        write_lines(kept, (reply.model_dump() for reply in generator.write(part, None)))
-                    written.update(zip(batch, (Reply(**line) for line in read_lines(kept)), strict=True))
-                    progress.update(task, completed=len(written))
-            records = (
-                {**vars(request), "sampling": vars(request.sampling), "reply": written[index].model_dump()}
-                for index, request in enumerate(requests)
-            )
-            write_lines(folder / "answers.jsonl", records)
-
-        stage = self.store.stage(_STAGE, self._inputs(requests), make)
-        return [Reply(**line["reply"]) for line in read_lines(stage.folder / "answers.jsonl")]
+        return ask(self.store, _STAGE, self.judge.speaker, requests, None, self.console)[1] if requests else []
 
 
 def _each_once(items: Sequence[Item[Any]]) -> dict[str, Asked]:
