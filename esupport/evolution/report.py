@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
 from esupport.evolution.plots import curves, over_systems, where_pairs_went
 from esupport.evolution.tables import CONTROL, NONE, compare, pair_rows, show_round, show_systems
+from esupport.page.document import environment, missing, read_json, read_lines, save, texts
 
 __all__ = ["pair_rows", "show_round", "show_systems", "write_report"]
 
@@ -31,51 +29,30 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: if there is no ``metrics.json``.
     """
-    systems = _json(folder / "metrics.json")
+    systems = read_json(folder / "metrics.json")
     if systems is None:
         raise UserError(f"{folder}: no metrics.json, so there is nothing to report")
     rounds = {number: _round(folder / f"round-{number}") for number in range(1, _last_round(folder, systems) + 1)}
     figures = {number: round_["figures"] for number, round_ in rounds.items() if round_["figures"]}
     config, whole = folder / "config.yaml", folder.resolve()
-    html = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            name=f"{whole.parent.name}/{whole.name}" if whole.name.isdecimal() else whole.name,  # a job of a sweep is a number
-            systems=systems,
-            rows=compare(systems),
-            plots=over_systems(systems, figures) if len(systems) > 1 else [],
-            rounds=rounds,
-            funnels={number: where_pairs_went({**one, "round": number}) for number, one in figures.items()},
-            curves=curves({number: round_["curve"] for number, round_ in rounds.items() if round_["curve"]}),
-            training=_training(figures),
-            held_out=_lines(folder / "held_out.jsonl"),
-            config=config.read_text(encoding="utf-8") if config.exists() else None,  # unresolved: nothing of this machine
-            stages=(_json(folder / "lineage.json") or {}).get("stages"),
-            missing=[*(name for round_ in rounds.values() for name in round_["missing"]), *_missing(folder, _OTHER_FILES)],
-            limits={"kept": _KEPT, "dropped": _DROPPED, "open": _OPEN, "turns": _TURNS},
-        )
+    page = environment(Path(__file__).parent, NONE)
+    page.filters["turns"] = _turns
+    html = page.get_template("report.html.j2").render(
+        name=f"{whole.parent.name}/{whole.name}" if whole.name.isdecimal() else whole.name,  # a job of a sweep is a number
+        systems=systems,
+        rows=compare(systems),
+        plots=over_systems(systems, figures) if len(systems) > 1 else [],
+        rounds=rounds,
+        funnels={number: where_pairs_went({**one, "round": number}) for number, one in figures.items()},
+        curves=curves({number: round_["curve"] for number, round_ in rounds.items() if round_["curve"]}),
+        training=_training(figures),
+        held_out=read_lines(folder / "held_out.jsonl"),
+        config=config.read_text(encoding="utf-8") if config.exists() else None,  # unresolved: nothing of this machine
+        stages=(read_json(folder / "lineage.json") or {}).get("stages"),
+        missing=[*(name for round_ in rounds.values() for name in round_["missing"]), *missing(folder, _OTHER_FILES)],
+        limits={"kept": _KEPT, "dropped": _DROPPED, "open": _OPEN, "turns": _TURNS},
     )
-    target = folder / "report.html"
-    target.write_text(CONTROL.sub(" ", html), encoding="utf-8", errors="replace", newline="\n")
-    return target
-
-
-def _environment() -> Environment:
-    """Everything is escaped: the texts come from models and people, and may hold HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "figure": _figure,
-        "turns": _turns,
-        "percent": lambda share: NONE if share is None else f"{100 * share:.0f} %",
-    }
-    return environment
+    return save(html, folder / "report.html", CONTROL)
 
 
 def _last_round(folder: Path, systems: list[dict[str, Any]]) -> int:
@@ -85,13 +62,13 @@ def _last_round(folder: Path, systems: list[dict[str, Any]]) -> int:
 
 def _round(folder: Path) -> dict[str, Any]:
     """What a round's directory holds, None for a file that is not there."""
-    missing = _missing(folder, ("metrics.json", "pairs.jsonl", "dropped.jsonl", "curve.jsonl"))
+    absent = missing(folder, ("metrics.json", "pairs.jsonl", "dropped.jsonl", "curve.jsonl"))
     return {
-        "figures": _json(folder / "metrics.json"),
+        "figures": read_json(folder / "metrics.json"),
         "pairs": _pairs(folder / "pairs.jsonl"),
         "dropped": _pairs(folder / "dropped.jsonl"),
-        "curve": _lines(folder / "curve.jsonl"),
-        "missing": [f"{folder.name}/{name}" for name in missing],
+        "curve": read_lines(folder / "curve.jsonl"),
+        "missing": [f"{folder.name}/{name}" for name in absent],
     }
 
 
@@ -107,35 +84,9 @@ def _training(figures: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, l
     return {title: rows for title, rows in table.items() if rows}
 
 
-def _missing(folder: Path, names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if not (folder / name).exists()]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _texts(path: Path) -> list[str] | None:
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()] if path.exists() else None
-
-
-def _lines(path: Path) -> list[dict[str, Any]] | None:
-    texts = _texts(path)
-    return None if texts is None else [json.loads(text) for text in texts]
-
-
 def _pairs(path: Path) -> list[PreferencePair] | None:
-    texts = _texts(path)
-    return None if texts is None else [PreferencePair.model_validate_json(text) for text in texts]
-
-
-def _figure(value: Any) -> str:
-    """A figure for reading: four digits, thousands apart."""
-    if value is None or value != value:  # not a number
-        return NONE
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) or value.is_integer() else f"{value:.4g}"
+    found = texts(path)
+    return None if found is None else [PreferencePair.model_validate_json(text) for text in found]
 
 
 def _turns(transcript: str) -> list[dict[str, str]]:
