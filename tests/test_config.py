@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, TINY, Train
 from hydra.utils import get_object
 
-from esupport.config import schema
+from esupport.config import schema, schema_evaluate, schema_evolve
 from esupport.config.binding import bind
 from esupport.config.check import check_types
 from esupport.config.command_line import CONF, check_command_line, composed
@@ -111,11 +111,14 @@ def test_every_key_has_a_comment() -> None:
         (schema.Batching, "esupport.rendering.datamodule.RowDataModule"),
         (schema.Sampling, "esupport.generators.protocol.Sampling"),
         (schema.Preference, "esupport.objectives.dpo.PreferenceOptimization"),
-        (schema.Axis, "esupport.reflection.method.Axis"),
-        (schema.Step, "esupport.reflection.method.Step"),
-        (schema.Reflection, "esupport.reflection.method.Method"),
-        (schema.Contexts, "esupport.evolution.contexts.Choice"),
-        (schema.Drift, "esupport.evolution.exam.Drift"),
+        (schema_evolve.Axis, "esupport.reflection.method.Axis"),
+        (schema_evolve.Step, "esupport.reflection.method.Step"),
+        (schema_evolve.Reflection, "esupport.reflection.method.Method"),
+        (schema_evolve.Contexts, "esupport.evolution.contexts.Choice"),
+        (schema_evolve.Drift, "esupport.evolution.exam.Drift"),
+        (schema_evaluate.Question, "esupport.evaluation.judge.method.Question"),
+        (schema_evaluate.Judge, "esupport.evaluation.judge.method.Judge"),
+        (schema_evaluate.Seeker, "esupport.comparison.seeker.Seeker"),
     ],
 )
 def test_the_schema_names_what_the_code_takes(model: Any, target: str) -> None:

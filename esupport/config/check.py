@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from esupport.config.schema import Evolve, Train
+from esupport.config.schema import Train
+from esupport.config.schema_evaluate import Evaluate
+from esupport.config.schema_evolve import Evolve
 from esupport.data.files import locate
 from esupport.errors import UserError, first_line
 
-SCHEMAS: dict[str, type[BaseModel]] = {"train": Train, "evolve": Evolve}
+SCHEMAS: dict[str, type[BaseModel]] = {"train": Train, "evolve": Evolve, "evaluate": Evaluate}
 
 
 def check_types(config_name: str, cfg: DictConfig) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def check_resources(plain: dict[str, Any]) -> None:
     locate(plain["data"]["path"], "data.path")
     if plain["data"]["pairs"]:
         locate(plain["data"]["pairs"], "data.pairs")
-    if plain["replay"]["ratio"]:
+    if "replay" in plain and plain["replay"]["ratio"]:
         locate(plain["replay"]["source"]["path"], "replay.source.path")
     model = plain["model"]
     if model["adapter"]:

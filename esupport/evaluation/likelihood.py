@@ -6,24 +6,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from esupport.rendering.row import Floats, Row
+from esupport.evaluation.statistics import Floats, Sums, interval, ratio
+from esupport.rendering.row import Row
 
-_DRAWS = 2000
 
+def per_conversation(units: Sequence[Sequence[Row]], scores: Sequence[Sequence[float]]) -> tuple[Floats, Floats]:
+    """Summed log-probability and number of target tokens of each conversation, (conversations,) each.
 
-def per_conversation(units: Sequence[Sequence[Row]], scores: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """Summed log-probability and number of target tokens of each conversation, (conversations,) each."""
+    Args:
+        units: the rows of each conversation.
+        scores: of each row, one a response.
+    """
     left = iter(scores)
     sums, counts = [], []
     for unit in units:
-        sums.append(sum(float(next(left).sum()) for _ in unit))
+        sums.append(sum(float(np.sum(next(left))) for _ in unit))
         counts.append(sum(len(row.targets) for row in unit))
     return np.array(sums), np.array(counts, dtype=float)
 
 
+def nll_of(sums: Floats, counts: Floats) -> Sums:
+    """Negative log-likelihood per token, over all tokens together."""
+    return Sums(np.stack([-sums, counts], 1), ratio)
+
+
+def perplexity_of(sums: Floats, counts: Floats) -> Sums:
+    """Its exponential."""
+    return Sums(np.stack([-sums, counts], 1), lambda drawn: np.exp(ratio(drawn)))
+
+
 def nll(sums: Floats, counts: Floats, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Negative log-likelihood per token, and its 95 % bootstrap interval over conversations (percentile, 2,000 draws)."""
-    draws = np.random.default_rng(seed).integers(0, len(sums), (_DRAWS, len(sums)))
-    values = -sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(-sums.sum() / counts.sum()), (float(low), float(high))
+    """Negative log-likelihood per token, and its 95 % interval over conversations (``statistics.interval``)."""
+    found = interval(nll_of(sums, counts), np.arange(len(sums)), range(len(sums)), seed)
+    return found.value, (found.low, found.high)

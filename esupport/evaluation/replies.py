@@ -18,15 +18,6 @@ def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def distinct(replies: Sequence[str], n: int) -> float | None:
-    """Distinct-n (Li et al. 2016) over the whole set: different n-grams over all n-grams; None where there are none.
-
-    It falls as more replies are counted: compare only sets of as many replies.
-    """
-    found = [gram for reply in replies for gram in ngrams(words(reply), n)]
-    return len(set(found)) / len(found) if found else None
-
-
 def repetition(reply: str, n: int = 3) -> float:
     """Share of a reply's n-grams that stood in it before; 0 for one shorter than n."""
     found = ngrams(words(reply), n)

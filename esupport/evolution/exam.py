@@ -13,10 +13,11 @@ import numpy as np
 from esupport.data.conversation import Conversation
 from esupport.data.preference import Context
 from esupport.evaluation.likelihood import nll, per_conversation
-from esupport.evaluation.replies import distinct, repetition, words
+from esupport.evaluation.metrics.variety import distinct_n
+from esupport.evaluation.replies import repetition, words
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.writing import Writer
-from esupport.generators.protocol import Reply, Sampling, reply_request, seed_of
+from esupport.generators.protocol import Reply, Sampling, held_out_request
 from esupport.objectives.reference import Scorer
 from esupport.rendering.corpus import Corpus
 from esupport.rendering.row import Row, grow
@@ -88,7 +89,7 @@ class Exam:
             "replies": len(replies),
             "reply_tokens": float(np.mean([reply.tokens for reply in replies])) if replies else None,
             "length_ratio": length / at_first if length and at_first else None,
-            "distinct_2": distinct(texts, 2),
+            "distinct_2": distinct_n(texts, 2),
             "repetition": float(np.mean([repetition(text) for text in texts])) if texts else None,
             "unfinished": float(np.mean([not reply.finished for reply in replies])) if replies else None,
             "kl_start": self._kl(round_, replies, adapter, start) if start else None,
@@ -97,12 +98,7 @@ class Exam:
         return figures | {"warnings": self._warnings(figures)}
 
     def _write(self, system: str, round_: int, adapter: Path) -> list[Reply]:
-        requests = [
-            reply_request(
-                context, self.renderer.context_messages(context), self.sampling, seed_of(self.seed, "held out", context.key)
-            )
-            for context, _ in self.contexts
-        ]
+        requests = [held_out_request(context, self.renderer, self.sampling, self.seed) for context, _ in self.contexts]
         self.replies[system] = self.writer.ask("replies", round_, requests, "policy", adapter)
         return self.replies[system]
 

@@ -25,9 +25,9 @@ from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.objectives.reference import Scorer
 from esupport.reflection.method import Method, Speaker
-from esupport.rendering.contexts import middle_contexts
+from esupport.rendering.contexts import spread_contexts
 from esupport.store import Store, write_atomically
-from esupport.training.environment import device_of, make, make_loggers, quiet
+from esupport.training.environment import device_of, make, make_generator, make_loggers, quiet
 from esupport.training.job import told
 from esupport.training.prepare import prepare
 from esupport.training.report import show_data
@@ -95,7 +95,8 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     choice: Choice = make(plain["contexts"], "contexts")
     settings = Settings(**{k: v for k, v in plain["evolution"].items() if k in Settings.__dataclass_fields__})
     sampling = dict(plain["samples"])
-    held_out = middle_contexts(prepared.corpora["valid"].kept, sampling.pop("contexts"), prepared.renderer, choice.max_tokens)
+    count = sampling.pop("contexts")
+    held_out = spread_contexts(prepared.corpora["valid"].kept, count, 1, prepared.renderer, choice.max_tokens)
     exam = Exam(
         held_out=prepared.corpora["valid"],
         contexts=held_out,
@@ -132,16 +133,11 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
 
 def _speakers(plain: dict[str, Any], slot: Slot, renderer: Any) -> dict[Speaker, Generator]:
     """Who speaks as M_t, as the backbone without an adapter, and as the teacher."""
-    generator: Generator = _generator(plain["generator"], "generator", slot, renderer)
+    generator: Generator = make_generator(plain["generator"], "generator", slot, renderer)
     speakers: dict[Speaker, Generator] = {"policy": generator, "base": generator}
     if plain["teacher"]:
-        speakers["teacher"] = _generator(plain["teacher"], "teacher", slot, renderer)
+        speakers["teacher"] = make_generator(plain["teacher"], "teacher", slot, renderer)
     return speakers
-
-
-def _generator(node: dict[str, Any], key: str, slot: Slot, renderer: Any) -> Generator:
-    made: Generator = make(node, key)(slot=slot, renderer=renderer) if node.get("_partial_") else make(node, key)
-    return made
 
 
 def _one_wandb_run(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from esupport.data.conversation import Record
 from esupport.data.preference import Context
-from esupport.rendering.template import Message
+from esupport.rendering.template import Message, Renderer
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class Request:
 def reply_request(context: Context, messages: Sequence[Message], sampling: Sampling, seed: int) -> Request:
     """A reply to a context, as inference writes it."""
     return Request(context.key, context.conversation, tuple(messages), "", sampling, seed)
+
+
+def held_out_request(context: Context, renderer: Renderer, sampling: Sampling, seed: int) -> Request:
+    """A reply to a context that systems are compared on: ``evolve.py`` and ``evaluate.py`` ask the same, so texts are shared."""
+    return reply_request(context, renderer.context_messages(context), sampling, seed_of(seed, "held out", context.key))
 
 
 class Reply(Record):

@@ -25,18 +25,20 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     return [items[int((index + 0.5) * len(items) / count)] for index in range(count)]
 
 
-def middle_contexts(
-    conversations: Sequence[Conversation], count: int, renderer: Renderer, max_tokens: int
+def spread_contexts(
+    conversations: Sequence[Conversation], count: int | None, per_conversation: int | None, renderer: Renderer, max_tokens: int
 ) -> list[tuple[Context, Conversation]]:
-    """At most ``count`` contexts from as many conversations, each in the middle of its own: what systems are compared on.
+    """Contexts of ``count`` conversations (None for all), evenly spread, ``per_conversation`` of each likewise: what systems
+    are compared on. One of each is the one in its middle.
 
     Only these are read. Each of ``conversations`` has a reply to learn from.
     """
     found = []
-    for index in spread(range(len(conversations)), count):
+    for index in spread(range(len(conversations)), len(conversations) if count is None else count):
         conversation = conversations[index]
         turns = conversation.supporter_turns()
-        context = context_of(conversation, turns[len(turns) // 2], renderer, max_tokens)
-        if context is not None:
-            found.append((context, conversation))
+        for turn in spread(turns, len(turns) if per_conversation is None else per_conversation):
+            context = context_of(conversation, turn, renderer, max_tokens)
+            if context is not None:
+                found.append((context, conversation))
     return found

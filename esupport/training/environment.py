@@ -21,6 +21,9 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 
 from esupport.errors import UserError, first_line
+from esupport.generators.protocol import Generator
+from esupport.models.slot import Slot
+from esupport.rendering.template import Renderer
 from esupport.training.throughput import Throughput
 
 # the optimizer step is planned by the data; these keys of Lightning's have no say in it
@@ -39,6 +42,12 @@ def make(node: Any, key: str, **given: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise UserError(f"{key}: {first_line(error.__cause__ or error)}") from error
+
+
+def make_generator(node: dict[str, Any], key: str, slot: Slot, renderer: Renderer) -> Generator:
+    """A generator; one in this process is given the model and its template."""
+    made: Generator = make(node, key)(slot=slot, renderer=renderer) if node.get("_partial_") else make(node, key)
+    return made
 
 
 def quiet() -> None:

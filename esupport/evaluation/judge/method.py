@@ -52,7 +52,8 @@ class Judge:
         errors: why a reply may be unhelpful, by name; None does not ask.
         unhelpful: replies are unhelpful up to this rating of the axis ``helpfulness``.
         refusal: pattern of an answer that refuses to judge; counted apart from one that cannot be read.
-        pairwise, rating, error, swap: the questions; ``error`` is asked in the form ``one``, else within ``rating``.
+        pairwise, rating, error, dialogue, swap: the questions; ``error`` is asked in the form ``one``, else within
+            ``rating``; ``dialogue`` is a rating of a whole conversation.
         sampling: how an answer is sampled.
         retries: attempts after the first, for an answer that cannot be used.
         retry_temperature: of those attempts, each with another seed.
@@ -73,6 +74,7 @@ class Judge:
     pairwise: Question
     rating: Question
     error: Question
+    dialogue: Question
     swap: Question
     sampling: Sampling
     retries: int
@@ -81,7 +83,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         _pattern("judge.refusal", self.refusal)
-        for name in ("pairwise", "rating", "error", "swap"):
+        for name in ("pairwise", "rating", "error", "dialogue", "swap"):
             question = getattr(self, name)
             prompts.check(f"judge.{name}.prompt", question.prompt)
             if "answer" not in _pattern(f"judge.{name}.pattern", question.pattern).groupindex:
@@ -116,7 +118,7 @@ class Judge:
 
         Args:
             name: of the question.
-            subject: the context's key.
+            subject: the context's key, or what stands for it.
             family: the conversation.
             variables: what the template sees beside form, axes and errors.
         """

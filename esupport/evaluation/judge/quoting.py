@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from esupport.data.conversation import Conversation
+from esupport.data.conversation import Conversation, Turn
 from esupport.data.preference import Context
 
 # <|im_end|>, </s>, <start_of_turn>, [/INST]: a chat template would take them for its own; not <3; \uff5c is a wide bar
 _CONTROL = re.compile(r"<(?=[/|\uff5cA-Za-z_])|\[(?=/?[A-Z_]+\])")
 
+_SILENCE = "(no words)"
+
 
 def quoted(text: str) -> str:
-    """Each line of ``text`` behind a bar, as ``| text``: a prompt's own lines never begin so.
+    """Each line of ``text`` behind a bar, as ``| text``: a prompt's own lines never begin so. Control tokens are broken."""
+    lines = harmless(text).splitlines()  # at every character that any reader takes for a line break
+    return "\n".join(f"| {line.strip()}".rstrip() for line in lines) or f"| {_SILENCE}"
 
-    Control tokens are broken by a space, lone surrogates become ``?``.
-    """
-    sound = text.encode("utf-8", "replace").decode("utf-8")
-    lines = _CONTROL.sub(r"\g<0> ", sound).splitlines()  # at every character that any reader takes for a line break
-    return "\n".join(f"| {line.strip()}".rstrip() for line in lines) or "| (no words)"
+
+def harmless(text: str) -> str:
+    """``text`` with its control tokens broken by a space; lone surrogates become ``?``."""
+    return _CONTROL.sub(r"\g<0> ", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def transcript(context: Context) -> str:
-    """The turns of a context, quoted, a line each: no turn can pretend to be two."""
-    return "\n".join(quoted(f"{turn.role.capitalize()}: {_one_line(turn.text)}") for turn in context.turns)
+    """The turns of a context, as :func:`spoken`."""
+    return spoken(context.turns)
+
+
+def spoken(turns: Iterable[Turn]) -> str:
+    """The turns, quoted, a line each: no turn can pretend to be two."""
+    return "\n".join(quoted(f"{turn.role.capitalize()}: {_one_line(turn.text) or _SILENCE}") for turn in turns)
 
 
 def person(conversation: Conversation | None) -> str:

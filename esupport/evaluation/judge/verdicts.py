@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from esupport.data.conversation import Conversation
@@ -69,7 +69,6 @@ def swap(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conver
 
 def rate(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conversation]) -> list[Item[Rating]]:
     """Replies on the rubric; arguments as in :func:`compare`."""
-    axes, error = judge.asked_axes, error_of(judge.errors or ())
     items = []
     for one in answered:
         context = one.context
@@ -78,23 +77,39 @@ def rate(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conver
             "transcript": transcript(context),
             "reply": quoted(one.reply),
         }
-        if judge.form == "json":
-            readers = {**dict.fromkeys(axes, score), **({"error": error} if judge.errors else {})}
-            request = judge.request("rating", context.key, context.conversation, shown)
-            asked = [Asked(request, partial(read_object, readers))]
-        else:
-            asked = [
-                Asked(
-                    judge.request("rating", context.key, context.conversation, {**shown, "axes": {axis: axes[axis]}}),
-                    partial(read_one, axis, score, judge.rating.pattern),
-                )
-                for axis in axes
-            ]
-            if judge.errors:
-                request = judge.request("error", context.key, context.conversation, shown)
-                asked.append(Asked(request, partial(read_one, "error", error, judge.error.pattern)))
-        items.append(Item(tuple(asked), partial(_rated, one.system, context, judge.unhelpful)))
+        items.append(on_rubric(judge, "rating", one.system, context.conversation, context.turn, shown, judge.errors or {}))
     return items
+
+
+def on_rubric(
+    judge: Judge, name: str, system: str, conversation: str, turn: int, shown: Mapping[str, str], errors: Collection[str]
+) -> Item[Rating]:
+    """One thing rated on all axes.
+
+    Args:
+        judge: whose axes these are.
+        name: of the question: ``rating`` or ``dialogue``.
+        system, conversation, turn: of the rating.
+        shown: what the question's template sees, quoted.
+        errors: names of the errors that may be found; without any, none is asked for.
+    """
+    axes, error, question = judge.asked_axes, error_of(errors), getattr(judge, name)
+    about = f"{conversation}/{turn}", conversation
+    if judge.form == "json":
+        readers = {**dict.fromkeys(axes, score), **({"error": error} if errors else {})}
+        asked = [Asked(judge.request(name, *about, shown), partial(read_object, readers))]
+    else:
+        asked = [
+            Asked(
+                judge.request(name, *about, {**shown, "axes": {axis: axes[axis]}}),
+                partial(read_one, axis, score, question.pattern),
+            )
+            for axis in axes
+        ]
+        if errors:
+            read = partial(read_one, "error", error, judge.error.pattern)
+            asked.append(Asked(judge.request("error", *about, shown), read))
+    return Item(tuple(asked), partial(_rated, system, conversation, turn, judge.unhelpful))
 
 
 def _both_orders(judge: Judge, name: str, context: Context, a: str, b: str, shown: Mapping[str, str]) -> tuple[Asked, Asked]:
@@ -131,15 +146,15 @@ def _side(given: Given, first: str, second: str) -> str:
     return {"first": first, "second": second, "tie": "tie"}[str(given.values["better"])] if given.values else given.status
 
 
-def _rated(system: str, context: Context, unhelpful: int, given: Sequence[Given]) -> Rating:
+def _rated(system: str, conversation: str, turn: int, unhelpful: int, given: Sequence[Given]) -> Rating:
     values = {key: value for one in given for key, value in one.values.items()}
     statuses = {one.status for one in given}
     scores = {key: value for key, value in values.items() if isinstance(value, int)}
     error = values.get("error", NONE)
     return Rating(
         system=system,
-        conversation=context.conversation,
-        turn=context.turn,
+        conversation=conversation,
+        turn=turn,
         status=next((status for status in UNUSABLE if status in statuses), "rated"),
         scores=scores,
         error=str(error) if error != NONE and scores.get("helpfulness", unhelpful + 1) <= unhelpful else None,

@@ -22,11 +22,13 @@ class Metric:
         name: as ``bleu_4``.
         definition: tokens, casing, smoothing, and whether it is a mean or counted over all replies: one sentence for tables.
         measure: its value on any of the replies.
+        of_replies: whether it is a figure of the replies alone, which the human ones have too.
     """
 
     name: str
     definition: str
     measure: Measure
+    of_replies: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from esupport.evaluation.statistics import Floats, Indices, Measure, Sums
 # README of the shared task; its leaderboard follows from these weights
 _WEIGHTS = {"meteor": 0.2, "bleu_4": 0.2, "rouge_l": 0.2, "extrema": 0.1, "distinct_2": 0.1, "distinct_3": 0.1, "g_score": 0.1}
 _ESCONV = [*(f"bleu_{n}" for n in (1, 2, 3, 4)), *(f"distinct_{n}" for n in (1, 2, 3)), "rouge_l", "f1", "words"]
+_OF_REPLIES = {"distinct_1", "distinct_2", "distinct_3", "words", "g_score"}
 _LOWER = "lower-cased nltk word_tokenize"
 _SPACED = "cased tokens between spaces"
 
@@ -51,16 +52,18 @@ def esconv(replies: Sequence[str], references: Sequence[str], path: Path | None)
         ("words", f"Mean number of tokens, {_LOWER}.", variety.count_mean([len(tokens) for tokens in one])),
     ]
     if path is None:
-        return Metrics(
-            [Metric(f"esconv_{name}", text, measure) for name, text, measure in found], {"esconv_extrema": vectors.NO_VECTORS}
-        )
+        return Metrics(_metrics("esconv", found), {"esconv_extrema": vectors.NO_VECTORS})
     # nlg-eval tokenises the tokens of infer.py, joined by spaces, once more
     again = [[nltk.word_tokenize(" ".join(tokens)) for tokens in side] for side in (one, two)]
     known = vectors.read(path, {word for side in again for tokens in side for word in tokens})
     scores = vectors.extrema_cosines(again[0], again[1], lambda word: known.of.get(word, known.mean), _nlg_extreme)
     text = f"Mean cosine of vector extrema ({path.name}), {_LOWER}; an unknown word has the mean vector of the whole file."
     found.append(("extrema", text, mean(scores, replies)))
-    return Metrics([Metric(f"esconv_{name}", text, measure) for name, text, measure in found])
+    return Metrics(_metrics("esconv", found))
+
+
+def _metrics(source: str, found: Sequence[tuple[str, str, Measure]]) -> list[Metric]:
+    return [Metric(f"{source}_{name}", text, measure, name in _OF_REPLIES) for name, text, measure in found]
 
 
 def _tokens(text: str) -> list[str]:
@@ -144,7 +147,7 @@ def pesc(replies: Sequence[str], references: Sequence[str], path: Path | None, r
         text = "Weighted sum: 0.2 each METEOR, BLEU-4 and ROUGE-L, 0.1 each extrema, Distinct-2, Distinct-3 and G-Score."
         found["total"] = text, total
     return Metrics(
-        [Metric(f"pesc_{name}", *rest) for name, rest in found.items()], {f"pesc_{k}": text for k, text in left_out.items()}
+        _metrics("pesc", [(name, *rest) for name, rest in found.items()]), {f"pesc_{k}": text for k, text in left_out.items()}
     )
 
 

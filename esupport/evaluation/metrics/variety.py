@@ -50,20 +50,29 @@ def distinct_of(replies: Sequence[Sequence[str]], n: int) -> Distinct:
     return Distinct(table[:, 0], table[:, 1], np.array(total, dtype=np.intp))
 
 
+def distinct_n(replies: Sequence[str], n: int) -> float | None:
+    """Distinct-n of all replies together, lower-cased words and marks; None where there are no n-grams.
+
+    It falls as more replies are counted: compare only sets of as many replies.
+    """
+    value = distinct_of([words(text) for text in replies], n).value(np.arange(len(replies)))
+    return None if np.isnan(value) else value
+
+
 def distinct(replies: Sequence[str]) -> list[Metric]:
     """Distinct-1 to Distinct-3."""
     tokens = [words(text) for text in replies]
     text = "Different {n}-grams over all {n}-grams of all replies, lower-cased words and marks; compare sets of one size only."
-    return [Metric(f"distinct_{n}", text.format(n=n), distinct_of(tokens, n)) for n in (1, 2, 3)]
+    return [Metric(f"distinct_{n}", text.format(n=n), distinct_of(tokens, n), True) for n in (1, 2, 3)]
 
 
 def length(replies: Sequence[str], tokens: Sequence[int | None] | None) -> list[Metric]:
     """Mean length in words, and in the model's tokens where they are known."""
     counts = [len(words(text)) for text in replies]
-    found = [Metric("words", "Mean number of words and punctuation marks, empty replies counted.", count_mean(counts))]
+    found = [Metric("words", "Mean number of words and punctuation marks, empty replies counted.", count_mean(counts), True)]
     if tokens is not None:
         text = "Mean number of the model's own tokens, over the replies where it is known."
-        found.append(Metric("tokens", text, count_mean(tokens)))
+        found.append(Metric("tokens", text, count_mean(tokens), True))
     return found
 
 

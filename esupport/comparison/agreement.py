@@ -1,0 +1,66 @@
+"""How far a judge agrees with other judges, or with people who rated the same replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from esupport.comparison.figures import plain
+from esupport.comparison.judging import Judged
+from esupport.errors import UserError, first_line
+from esupport.evaluation.judge.records import Comparison, Rating
+from esupport.evaluation.metrics.agreement import alpha, kappa
+from esupport.store import read_lines
+
+
+def agreement(judged: Judged, others: Sequence[Path]) -> list[dict[str, Any]]:
+    """With each of ``others``: Krippendorff's alpha (ordinal) of each axis' ratings, Cohen's kappa of the pairwise outcomes.
+
+    Args:
+        judged: this evaluation's.
+        others: files in the form of ``judged.jsonl``, of replies to the same contexts by systems of the same names.
+
+    Raises:
+        UserError: a file cannot be read, or says nothing of these replies.
+    """
+    mine = [one for found in judged.ratings.values() for one in found]
+    compared = {_of_pair(one): one.outcome for found in judged.pairs.values() for one in found}
+    found = []
+    for path in others:
+        ratings, comparisons = _read(path)
+        theirs = {(one.system, one.conversation, one.turn): one for one in ratings}
+        shared = [(one, theirs[key]) for one in mine if (key := (one.system, one.conversation, one.turn)) in theirs]
+        axes = sorted({axis for one, two in shared for axis in one.scores if axis in two.scores})
+        for axis in axes:
+            both = [[pair[side].scores.get(axis) for pair in shared] for side in (0, 1)]
+            value = alpha(both, [one.conversation for one, _ in shared], "ordinal")
+            found.append({"with": path.name, "of": axis, "measure": "alpha", **plain(asdict(value))})
+        outcomes = [(key, compared[key], one.outcome) for one in comparisons if (key := _of_pair(one)) in compared]
+        if outcomes:
+            value = kappa([one for _, one, _ in outcomes], [two for _, _, two in outcomes], [key[2] for key, _, _ in outcomes])
+            found.append({"with": path.name, "of": "pairwise", "measure": "kappa", **plain(asdict(value))})
+        if not axes and not outcomes:
+            raise UserError(f"agreement_with: {path} says nothing of these replies: systems or contexts differ")
+    return found
+
+
+def _of_pair(one: Comparison) -> tuple[str, str, str, int]:
+    return one.a, one.b, one.conversation, one.turn
+
+
+def _read(path: Path) -> tuple[list[Rating], list[Comparison]]:
+    ratings, comparisons = list[Rating](), list[Comparison]()
+    try:
+        for record in read_lines(path.expanduser()):
+            what = record.pop("what", None)
+            if what == "rating":
+                ratings.append(Rating.model_validate(record))
+            elif what == "pairwise":
+                comparisons.append(Comparison.model_validate(record))
+    except (OSError, ValueError, ValidationError, AttributeError) as error:
+        raise UserError(f"agreement_with: {path} has a line in another form: {first_line(error)}") from None
+    return ratings, comparisons

@@ -1,0 +1,106 @@
+"""The job of ``evaluate.py``: systems reply to the same contexts and are measured, judged and tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from esupport.comparison.evaluation import Evaluation
+from esupport.comparison.output import write_output
+from esupport.comparison.replying import Replying
+from esupport.comparison.systems import System, systems_of
+from esupport.config.binding import bind
+from esupport.config.check import check_resources, check_types
+from esupport.config.resolvers import output_dir
+from esupport.data.source import Source
+from esupport.errors import UserError
+from esupport.generators.protocol import Generator, Sampling
+from esupport.models.backbone import Backbone
+from esupport.models.slot import Slot
+from esupport.objectives.reference import Scorer
+from esupport.rendering.contexts import spread_contexts
+from esupport.rendering.conversations import render_all
+from esupport.rendering.template import Renderer
+from esupport.store import Store, write_atomically
+from esupport.training.environment import device_of, make, make_generator, make_loggers, quiet
+from esupport.training.job import told
+
+
+@told
+def evaluate_job(cfg: DictConfig) -> None:
+    """Evaluate as ``cfg`` says."""
+    evaluate(cfg)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Replies of all systems, figures, judges, safety, tables and the page; whatever was written or scored before is reused.
+
+    Args:
+        cfg: the composed configuration of ``conf/evaluate.yaml``.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        UserError: for anything the user can mend.
+    """
+    plain = check_types("evaluate", cfg)
+    check_resources(plain)
+    bind(plain)
+    quiet()
+    console, folder = Console(), Path(output_dir())
+    pl.seed_everything(plain["seed"], verbose=False)
+    store = Store(Path(plain["paths"]["store"]).expanduser())
+    backbone: Backbone = make(plain["model"], "model")
+    renderer = Renderer(
+        backbone.tokenizer(),
+        instruction_in=backbone.instruction_in,
+        template_kwargs=backbone.template_kwargs,
+        **plain["rendering"],
+    )
+    slot = Slot(backbone, plain["seed"], device_of(plain["trainer"]))
+    generator: Generator = make_generator(plain["generator"], "generator", slot, renderer)
+    server = make_generator(plain["server"], "server", slot, renderer) if plain["server"] else None
+    systems = systems_of(plain, generator, server)
+    _baseline(plain, systems)
+
+    source: Source = make(plain["data"], "data")
+    splits = source.read("data", store)
+    side = splits.side(plain["split"])
+    corpus = render_all(plain["split"], side, renderer, source.on_error, store)
+    chosen = plain["contexts"]
+    contexts = spread_contexts(corpus.kept, chosen["conversations"], chosen["per_conversation"], renderer, chosen["max_tokens"])
+    if not contexts:
+        raise UserError(f"split: nothing to reply to on the side {plain['split']}, or contexts.max_tokens is too small")
+    replying = Replying(
+        contexts=contexts,
+        history=chosen["history"],
+        sampling=Sampling(**plain["sampling"]),
+        seed=plain["seed"],
+        max_tokens=chosen["max_tokens"],
+        renderer=renderer,
+        store=store,
+        console=console,
+    )
+    scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    loggers = make_loggers(plain)
+    evaluation = Evaluation(plain, systems, corpus, side, slot, scorer, replying)
+    found = evaluation.run()
+    write_output(folder, found, loggers, console)
+    return found.metrics
+
+
+def _baseline(plain: dict[str, Any], systems: Sequence[System]) -> None:
+    """Settle with which system the others are compared."""
+    names = [system.name for system in systems]
+    first = next((system.name for system in systems if system.round == 0), None)
+    plain["baseline"] = plain["baseline"] or first or names[0]
+    if plain["baseline"] not in names:
+        raise UserError(f"baseline: there is no system {plain['baseline']} (there are {', '.join(names)})")

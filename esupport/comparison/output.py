@@ -1,0 +1,66 @@
+"""The files of an evaluation, the console and the loggers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+from rich.console import Console
+
+from esupport.comparison.evaluation import Found
+from esupport.comparison.report import write_report
+from esupport.comparison.tables import frame, latex, markdown, show
+from esupport.store import write_atomically, write_lines
+
+# shown on the console; the page has all
+_MAIN = (
+    "nll", "perplexity", "bleu_2", "rouge_l", "embedding", "distinct_2", "words", "feedback_auc", "safety", "judge_personality",
+    "judge_emotion", "judge_situation", "judge_helpfulness", "judge_safety", "judge_swap", "dialogue_helpfulness",
+)  # fmt: skip
+
+
+def write_output(folder: Path, found: Found, loggers: list[Any], console: Console) -> None:
+    """Write everything; a part that there is not leaves no file behind, not of an earlier evaluation either."""
+    metrics = found.metrics
+    people = [one.model_dump(exclude={"turns"}, exclude_none=True) for one in found.people]
+    _lines(folder / "replies.jsonl", (one.model_dump() for replies in found.answered.values() for one in replies))
+    _lines(folder / "conversations.jsonl", people)
+    _lines(folder / "judged.jsonl", found.judged.records() if found.judged else ())
+    _lines(folder / "safety.jsonl", (one.model_dump() for one in found.tried))
+    _lines(folder / "dialogues.jsonl", (one.model_dump() for one in found.dialogues))
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", markdown(metrics))
+    write_atomically(folder / "table.tex", latex(metrics))
+    _log(loggers, metrics)
+    show(console, metrics, _MAIN)
+    for name, reason in metrics["left_out"].items():
+        if "_" not in name:  # variants of published figures are told on the page
+            console.print(f"Left out: {name}: {reason}.", markup=False, highlight=False)
+    console.print(f"Report: {write_report(folder)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    written = list(records)
+    if written:
+        write_lines(path, written)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _log(loggers: list[Any], metrics: Mapping[str, Any]) -> None:
+    """Each system's figures, and the table where tables are kept."""
+    table = frame(metrics).reset_index(names="figure")
+    for logger in loggers:
+        figures = {
+            f"{one['system']}/{name}": found["value"]
+            for one in metrics["systems"]
+            for name, found in one["figures"].items()
+            if found["value"] is not None
+        }
+        logger.log_metrics(figures)
+        if isinstance(logger, WandbLogger):
+            logger.log_table("evaluation", dataframe=table)
+        logger.save()

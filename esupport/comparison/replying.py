@@ -1,0 +1,115 @@
+"""Replies of each system to the same contexts, on what the human supporter said before, or on what the system itself said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from esupport.comparison.systems import System
+from esupport.data.conversation import Conversation, Turn
+from esupport.data.preference import Context
+from esupport.errors import UserError, first_line
+from esupport.evaluation.answered import Answered
+from esupport.generators.protocol import Generator, Reply, Request, Sampling, held_out_request
+from esupport.generators.stored import ask
+from esupport.rendering.contexts import context_of
+from esupport.rendering.template import Renderer
+from esupport.store import Store
+
+Replies = Callable[[Sequence[Request]], list[Reply]]
+
+
+@dataclass(frozen=True)
+class Replying:
+    """How systems are asked for replies.
+
+    Args:
+        contexts: what is replied to, with the conversations.
+        history: ``human``: the supporter's turns before the reply are the data's (teacher forcing); ``own``: the system's.
+        sampling, seed, max_tokens: of a reply, of its sampling, and bound on a context.
+        renderer, store, console: of the run.
+    """
+
+    contexts: Sequence[tuple[Context, Conversation]]
+    history: Literal["human", "own"]
+    sampling: Sampling
+    seed: int
+    max_tokens: int
+    renderer: Renderer
+    store: Store
+    console: Console
+
+    def speaking(self, system: System) -> Replies:
+        """Who answers requests as ``system``, through the store."""
+        generator = cast(Generator, system.generator)
+        return lambda asked: ask(self.store, "replies", generator, asked, system.adapter, self.console)[1] if asked else []
+
+    def of(self, system: System) -> list[Answered]:
+        """The replies of ``system``, in the order of the contexts."""
+        if system.kind == "human":
+            found = [Reply(text=_human(context, whole), tokens=0, finished=True) for context, whole in self.contexts]
+            return [self._answered(system, *one, reply) for one, reply in zip(self.contexts, found, strict=True)]
+        if system.file:
+            return self._read(system, system.file)
+        if self.history == "own":
+            return self._on_own(system)
+        replies = self.speaking(system)([self._request(context) for context, _ in self.contexts])
+        return [self._answered(system, *one, reply) for one, reply in zip(self.contexts, replies, strict=True)]
+
+    def _request(self, context: Context) -> Request:
+        return held_out_request(context, self.renderer, self.sampling, self.seed)
+
+    def _answered(self, system: System, context: Context, whole: Conversation, reply: Reply) -> Answered:
+        return Answered(
+            system=system.name,
+            context=context,
+            reply=reply.text,
+            human=_human(context, whole),
+            tokens=None if system.kind == "human" else reply.tokens,
+            finished=reply.finished,
+        )
+
+    def _on_own(self, system: System) -> list[Answered]:
+        """Replies in conversations whose supporter turns are the system's, turn after turn, all conversations in step."""
+        humans = {whole.id: whole for _, whole in self.contexts}
+        last = {id_: max(c.turn for c, _ in self.contexts if c.conversation == id_) for id_ in humans}
+        turns = {id_: [turn for turn in whole.supporter_turns() if turn <= last[id_]] for id_, whole in humans.items()}
+        talks, found = dict(humans), dict[str, Answered]()
+        for step in range(max(map(len, turns.values()), default=0)):
+            ready = [talks[id_] for id_ in talks if step < len(turns[id_])]
+            contexts = [context_of(talk, turns[talk.id][step], self.renderer, self.max_tokens) for talk in ready]
+            asked = [context for context in contexts if context]
+            replies = self.speaking(system)([self._request(context) for context in asked])
+            for context, reply in zip(asked, replies, strict=True):
+                id_, turn = context.conversation, context.turn
+                found[context.key] = self._answered(system, context, humans[id_], reply)
+                before = talks[id_].turns
+                said = (*before[:turn], Turn(role="supporter", text=reply.text), *before[turn + 1 :])
+                talks[id_] = talks[id_].model_copy(update={"turns": said})
+        return [found[context.key] for context, _ in self.contexts if context.key in found]
+
+    def _read(self, system: System, path: Path) -> list[Answered]:
+        """Replies of another evaluation to the same contexts. Raises ``UserError`` where they are to others."""
+        lines = path.read_text(encoding="utf-8").split("\n")
+        try:
+            written = [Answered.model_validate(json.loads(line), strict=False) for line in lines if line]
+        except (ValueError, ValidationError) as error:
+            raise UserError(f"systems.{system.name}: {path} is no file of replies: {first_line(error)}") from None
+        names = sorted({one.system for one in written})
+        chosen = system.name if system.name in names or len(names) > 1 else names[0] if names else system.name
+        by_context = {one.context: one for one in written if one.system == chosen}
+        missing = [context.key for context, _ in self.contexts if context not in by_context]
+        if missing:
+            told = f"holds the systems {', '.join(names)}" if chosen not in names else f"has no reply to {missing[0]}"
+            raise UserError(f"systems.{system.name}: {path} {told}; evaluate both on the same data, split and contexts")
+        return [by_context[context].model_copy(update={"system": system.name}) for context, _ in self.contexts]
+
+
+def _human(context: Context, whole: Conversation) -> str:
+    return whole.turns[context.turn].text

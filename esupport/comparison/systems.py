@@ -1,0 +1,106 @@
+"""What is compared: the backbone alone, adapters, rounds of a run, a server, the human replies, an earlier evaluation's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from esupport.errors import UserError, first_line
+from esupport.generators.protocol import Generator
+
+Kind = Literal["base", "adapter", "server", "human", "file"]
+HUMAN = "human"
+
+
+@dataclass(frozen=True)
+class System:
+    """One column of the tables.
+
+    Attributes:
+        name: unique.
+        kind: what it is.
+        generator: who writes its replies; None where they are there already.
+        adapter: folder of the adapter that the generator speaks with; None for none.
+        round: of a run of ``evolve.py``.
+        file: ``replies.jsonl`` of another evaluation, for the kind ``file``.
+    """
+
+    name: str
+    kind: Kind
+    generator: Generator | None = None
+    adapter: Path | None = None
+    round: int | None = None
+    file: Path | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether likelihoods under it can be measured."""
+        return self.kind in ("base", "adapter")
+
+
+def systems_of(plain: Mapping[str, Any], generator: Generator, server: Generator | None) -> list[System]:
+    """The systems that ``systems`` and ``run`` name: the base first, then a run's rounds, the human replies last.
+
+    Raises:
+        UserError: one cannot be found, or there is none.
+    """
+    named = [_named(name, str(said), generator, server) for name, said in plain["systems"].items() if said]
+    found = named + (_of_run(Path(plain["run"]).expanduser(), plain, generator) if plain["run"] else [])
+    twice = {system.name for system in found if sum(other.name == system.name for other in found) > 1}
+    if twice:
+        raise UserError(f"systems.{min(twice)}: the run has a system of this name too")
+    if not found:
+        raise UserError(
+            "systems: there is nothing to evaluate; name a run, run=outputs/NAME, or a system, +systems.NAME=FOLDER"
+        )
+    order = {"base": 0, "adapter": 1, "server": 2, "file": 2, "human": 3}
+    return sorted(found, key=lambda system: (order[system.kind], -1 if system.round is None else system.round))
+
+
+def _named(name: str, said: str, generator: Generator, server: Generator | None) -> System:
+    if said == HUMAN:
+        return System(name, "human")
+    if said == "base":
+        return System(name, "base", generator)
+    if said == "server":
+        if server is None:
+            raise UserError(f"systems.{name}: there is no server; use generator@server=openai server.model=NAME")
+        return System(name, "server", server)
+    path = Path(said).expanduser()
+    if path.suffix == ".jsonl" and path.is_file():
+        return System(name, "file", file=path)
+    for folder in (path, path / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return System(name, "adapter", generator, folder)
+    raise UserError(f"systems.{name}: {said} is not base, human, server, a folder with an adapter, or a file of replies")
+
+
+def _of_run(folder: Path, plain: Mapping[str, Any], generator: Generator) -> list[System]:
+    try:
+        systems = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        found = [(str(one["system"]), folder / str(one["adapter"]), int(one["round"])) for one in systems]
+        settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"run: {folder} is no folder of a run of evolve.py that has ended ({first_line(error)})") from None
+    _refuse_other_sides(settings, plain)
+    return [System(name, "adapter", generator, adapter, number) for name, adapter, number in found]
+
+
+def _refuse_other_sides(settings: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` where a division of the same data would put what the run learnt from on the side that is measured."""
+    model, data = (settings.get(key) or {} for key in ("model", "data"))
+    if model.get("name") != plain["model"]["name"]:
+        raise UserError(f"model: the run's is {model.get('name')}, this one is {plain['model']['name']}; give the run's model=")
+    if data.get("path") != plain["data"]["path"]:
+        return  # other conversations: none of them was learnt from
+    for key in ("split", "fractions", "seed", "limit"):
+        if data.get(key) != plain["data"][key]:
+            raise UserError(
+                f"data.{key}: the run was divided by {data.get(key)}, this by {plain['data'][key]}: what it learnt from would "
+                "be measured"
+            )
