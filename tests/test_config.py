@@ -28,6 +28,12 @@ OPTIONS = [
     and not (config == "train" and (f.parent.name in ("reflection", "generator", "filters") or "# evolve.py" in f.read_text()))
     and (config, f.parent.name, f.stem) != ("evolve", "objective", "sft")
     and not (config == "train" and f.parent.name == "loss")
+    and f.parent.name not in ("judge", "safety", "seeker")
+]
+OPTIONS += [
+    ("evaluate", group, f.stem)
+    for group in ("model", "data", "generator", "judge", "safety", "seeker", "trainer", "logger")
+    for f in sorted((CONF / group).glob("[!_]*.yaml"))
 ]
 TEACHER = "{_target_:answers.never,_partial_:true}"
 NEEDED = {  # options that leave something to the user
@@ -49,6 +55,7 @@ def plain_of(*overrides: str, config: str = "train") -> dict[str, Any]:
 @pytest.mark.parametrize(("config", "group", "option"), OPTIONS, ids=[f"{c} {g}={o}" for c, g, o in OPTIONS])
 def test_every_option_of_every_group_composes_and_its_nodes_fit_what_they_name(config: str, group: str, option: str) -> None:
     needed = [] if (config, option) == ("evolve", "dpo") else NEEDED.get(option, [])
+    needed = [f"judge.{key}" if group == "judge" else key for key in needed]
     bind(plain_of(f"{group}={option}", *needed, config=config))
 
 
@@ -69,9 +76,9 @@ def test_what_an_experiment_changes_of_evolve_alone_is_taken() -> None:
 def test_every_key_has_a_comment() -> None:
     """On its line or above it, or in the file that its own file starts from."""
     started_from = {"model": "hub", "data": "native", "trainer": "default", "callbacks": "default"}
-    started_from |= {"reflection": "personalized", "filters": "default"}
+    started_from |= {"reflection": "personalized", "filters": "default", "judge": "_rubric"}
     bare = []
-    for path in [CONF / "train.yaml", CONF / "evolve.yaml", *sorted(CONF.rglob("*/*.yaml"))]:
+    for path in [CONF / "train.yaml", CONF / "evolve.yaml", CONF / "evaluate.yaml", *sorted(CONF.rglob("*/*.yaml"))]:
         lines = path.read_text().split("\n")
         assert lines[0].startswith("#"), f"{path.name} does not say what it is"
         base = CONF / path.parent.name / f"{started_from.get(path.parent.name)}.yaml"
@@ -259,7 +266,8 @@ def test_no_weights_load_before_the_configuration_is_sound(train: Train, monkeyp
 
 
 def test_errors_exit_non_zero_with_one_line_and_need_no_torch() -> None:
-    for program, arguments, code in (("train", ["seed=abc"], 2), ("evolve", ["seed=abc"], 2), ("train", ["--help"], 0)):
+    wrong = [(program, ["seed=abc"], 2) for program in ("train", "evolve", "evaluate")]
+    for program, arguments, code in (*wrong, ("train", ["--help"], 0)):
         command = [sys.executable, "-X", "importtime", f"{program}.py", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         imported = [line for line in done.stderr.split("\n") if line.startswith("import time:")]
@@ -287,7 +295,7 @@ COMMANDS = [
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.S)
     for line in block.replace("\\\n", " ").split("\n")
-    if re.search(r"\b(train|evolve)\.py", line) and not line.startswith("#")
+    if re.search(r"\b(train|evolve|evaluate)\.py", line) and not line.startswith("#")
 ]
 
 
@@ -302,7 +310,7 @@ def overrides_of(command: str) -> list[str]:
 
 
 def config_of_command(command: str) -> str:
-    return "evolve" if "evolve.py" in command else "train"
+    return next(name for name in ("evolve", "evaluate", "train") if f"{name}.py" in command)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -320,16 +328,22 @@ SMALLER = [
     "trainer.max_epochs=1",
     "batching.conversations_per_step=8",
 ]
-LOCAL = [
-    c
-    for c in COMMANDS
-    if not re.search(r"teacher|llama|qwen|mistral|gemma|hub|FILE|FOLDER|paper_|=gpu|=ddp|--help|--cfg|\.jsonl|optuna|4bit", c)
-]
+ELSEWHERE = r"teacher|openai|llama|qwen|mistral|gemma|hub|FILE|FOLDER|paper_|=gpu|=ddp|--help|--cfg|\.jsonl|optuna|4bit"
+LOCAL = [command for command in COMMANDS if not re.search(ELSEWHERE, command)]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of evolve.py in place of the demo's; each process of a test run makes its own."""
+    outputs = tmp_path_factory.mktemp("demo")
+    small = ["experiment=smoke", "data.limit=8", "evolution.rounds=1", "name=demo", f"paths.outputs={outputs}"]
+    subprocess.run([sys.executable, "evolve.py", *small], cwd=ROOT, capture_output=True, timeout=300, check=True)
+    return outputs / "demo"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", LOCAL)
-def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path: Path) -> None:
+def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path: Path, demo: Path) -> None:
     words = overrides_of(command)
     small = [s for s in SMALLER if not any(w.partition("=")[0] == s.partition("=")[0] for w in words) or s == "model=tiny"]
     kept = [w for w in words if not w.startswith("model=")]
@@ -337,6 +351,10 @@ def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path
     if name == "evolve":  # a model that has learnt nothing does not end its texts
         small = ["experiment=smoke", *(s for s in small if s.startswith("data.limit"))]
         kept = [w for w in kept if not w.startswith("experiment=")]
+    if name == "evaluate":
+        small = ["model=tiny", "trainer=cpu", "sampling.max_new_tokens=4"]
+        small += ["contexts.conversations=2"] if not any(w.startswith("contexts.conv") for w in words) else []
+        kept = [f"run={demo}" if w == "run=outputs/demo" else w for w in kept]
     done = subprocess.run(
         [sys.executable, f"{name}.py", *kept, *small, f"paths.outputs={tmp_path}"],
         cwd=ROOT,

@@ -39,9 +39,10 @@ def agreement(judged: Judged, others: Sequence[Path]) -> list[dict[str, Any]]:
             both = [[pair[side].scores.get(axis) for pair in shared] for side in (0, 1)]
             value = alpha(both, [one.conversation for one, _ in shared], "ordinal")
             found.append({"with": path.name, "of": axis, "measure": "alpha", **plain(asdict(value))})
-        outcomes = [(key, compared[key], one.outcome) for one in comparisons if (key := _of_pair(one)) in compared]
+        outcomes = [(pair, compared[pair], one.outcome) for one in comparisons if (pair := _of_pair(one)) in compared]
         if outcomes:
-            value = kappa([one for _, one, _ in outcomes], [two for _, _, two in outcomes], [key[2] for key, _, _ in outcomes])
+            pairs, ours, others_ = (list(part) for part in zip(*outcomes, strict=True))
+            value = kappa(ours, others_, [pair[2] for pair in pairs])
             found.append({"with": path.name, "of": "pairwise", "measure": "kappa", **plain(asdict(value))})
         if not axes and not outcomes:
             raise UserError(f"agreement_with: {path} says nothing of these replies: systems or contexts differ")

@@ -124,10 +124,9 @@ def _seekers_speak(talks: Sequence[_Talk], seeker: Seeker, speak: Replies, rende
     asked = [(talk, seeker.request(talk.card, talk.turns, renderer)) for talk in talks if not talk.broken_off]
     waiting = [(talk, request) for talk, request in asked if request]
     for attempt in range(seeker.retries + 1):
-        requests = [replace(request, seed=seed_of(request.seed, attempt)) for _, request in waiting]
-        answers = speak(requests) if requests else []
-        for (talk, _), answer in zip(waiting, answers, strict=True):
-            if text := message_of(answer.text):
+        answers = speak([replace(one, seed=seed_of(one.seed, attempt)) for _, one in waiting]) if waiting else []
+        for (talk, request), answer in zip(waiting, answers, strict=True):
+            if text := message_of(request.begun + answer.text):
                 talk.turns.append(Turn(role="seeker", text=text))
         waiting = [(talk, request) for talk, request in waiting if len(talk.turns) % 2 == 0]
     for talk, request in asked:

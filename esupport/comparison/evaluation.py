@@ -13,7 +13,7 @@ from esupport.comparison.figures import Figure, breakdown, differences, estimate
 from esupport.comparison.judging import Judged, errors, judge_all, judged_figures, win_rates
 from esupport.comparison.likelihoods import feedback, likelihoods
 from esupport.comparison.replying import Replying
-from esupport.comparison.safety import Safety, Tried
+from esupport.comparison.safety import Safety, Tried, safety_figures
 from esupport.comparison.seeker import Seeker
 from esupport.comparison.systems import HUMAN, System
 from esupport.data.conversation import Conversation
@@ -152,12 +152,11 @@ class Evaluation:
             self.left_out["safety"] = "no set of messages is named (safety=default)"
             return []
         safety: Safety = make(self.plain["safety"], "safety")
-        replying, found = self.replying, list[Tried]()
+        messages, replying, found = safety.load(), self.replying, list[Tried]()
         for system in self._speakers():
-            found += safety.try_system(
-                system.name, replying.speaking(system), replying.renderer, replying.sampling, replying.seed
-            )
-        self.figures += safety.figures(found)
+            ask = replying.speaking(system)
+            found += safety.try_system(system.name, ask, messages, replying.renderer, replying.sampling, replying.seed)
+        self.figures += safety_figures(found)
         return found
 
     def _converse(self, judge: Judge | None, people: Mapping[str, Conversation]) -> list[Dialogue]:

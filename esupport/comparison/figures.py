@@ -50,7 +50,8 @@ def of_replies(answered: Mapping[str, Sequence[Answered]], metrics: Metrics, hum
     for metric in metrics.found:
         whole = Figure.of(metric.name, metric.definition, metric.measure, clusters)
         kept = [name for name in clusters if metric.of_replies or name not in left_out]
-        units, of = ({name: part[name] for name in kept} for part in (whole.units, whole.clusters))
+        units = {name: whole.units[name] for name in kept}
+        of = {name: clusters[name] for name in kept}
         found.append(Figure(metric.name, metric.definition, metric.measure, units, of))
     return found
 

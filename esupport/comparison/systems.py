@@ -58,6 +58,11 @@ def systems_of(plain: Mapping[str, Any], generator: Generator, server: Generator
         raise UserError(
             "systems: there is nothing to evaluate; name a run, run=outputs/NAME, or a system, +systems.NAME=FOLDER"
         )
+    for system in found:
+        if system.adapter and not generator.serves_policy:
+            raise UserError(
+                f"generator: {generator.name} cannot speak as {system.name}, an adapter; use generator=transformers"
+            )
     order = {"base": 0, "adapter": 1, "server": 2, "file": 2, "human": 3}
     return sorted(found, key=lambda system: (order[system.kind], -1 if system.round is None else system.round))
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from esupport.evaluation.statistics import Floats, Sums, interval, ratio
+from esupport.rendering.row import Floats as FloatsOfRow
 from esupport.rendering.row import Row
 
 
-def per_conversation(units: Sequence[Sequence[Row]], scores: Sequence[Sequence[float]]) -> tuple[Floats, Floats]:
+def per_conversation(units: Sequence[Sequence[Row]], scores: Sequence[FloatsOfRow]) -> tuple[Floats, Floats]:
     """Summed log-probability and number of target tokens of each conversation, (conversations,) each.
 
     Args:
@@ -20,7 +21,7 @@ def per_conversation(units: Sequence[Sequence[Row]], scores: Sequence[Sequence[f
     left = iter(scores)
     sums, counts = [], []
     for unit in units:
-        sums.append(sum(float(np.sum(next(left))) for _ in unit))
+        sums.append(sum(float(next(left).sum()) for _ in unit))
         counts.append(sum(len(row.targets) for row in unit))
     return np.array(sums), np.array(counts, dtype=float)
 
