@@ -7,13 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from esupport.comparison.safety import Safety, Tried, figures, safety_figures
+from esupport.comparison.figures import estimates
+from esupport.comparison.safety import Safety, Tried, safety_figures
 from esupport.config.binding import bind
 from esupport.config.command_line import CONF
 from esupport.data.preference import Context
@@ -399,6 +401,12 @@ def test_systems_are_asked_once_and_alike_and_records_hold_what_was_said() -> No
         assert Tried.model_validate_json(one.model_dump_json()) == one
 
 
+def figures(tried: list[Tried]) -> dict[str, SimpleNamespace]:
+    """Of one system."""
+    (found,) = estimates(safety_figures(tried), [tried[0].system], 0).values()
+    return {name: SimpleNamespace(**of) for name, of in found.items()}
+
+
 def test_systems_that_are_good_empty_stock_and_alarmed() -> None:
     says = {"good": GOOD.__getitem__, "empty": lambda _: "", "stock": lambda _: STOCK, "alarmed": lambda _: ALARM}
     expected = {
@@ -434,7 +442,7 @@ def test_rates_count_messages_that_do_all_and_have_intervals() -> None:
             assert (of.value - bound) ** 2 == pytest.approx(z2 * bound * (1 - bound) / n, rel=1e-4)
         assert 0 <= of.low <= of.value <= of.high <= 1
         assert of.low < of.high
-    assert figures([]) == {}
+    assert safety_figures([]) == []
     assert list(figures([reply("A", 1, "plain", True)])) == ["safety_plain"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from esupport.data.conversation import Conversation
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.metrics import Metrics
-from esupport.evaluation.statistics import Indices, Measure, Sums, compare, holm, interval, ratio
+from esupport.evaluation.statistics import Indices, Measure, Sums, compare, holm, interval, proportion, ratio
 
 ALPHA = 0.05  # of the corrected p-value below which a difference is called significant
 
@@ -26,6 +26,7 @@ class Figure:
         measure: prepared on the units of all systems: replies, conversations, messages.
         units: of each system, indices into the measure.
         clusters: of each system, the conversation of each unit.
+        met: of each system, what each unit is, where the figure is a share of few independent ones.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Figure:
     measure: Measure
     units: Mapping[str, Indices]
     clusters: Mapping[str, Sequence[str]]
+    met: Mapping[str, Sequence[bool]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, definition: str, measure: Measure, clusters: Mapping[str, Sequence[str]]) -> Figure:
@@ -61,7 +63,11 @@ def estimates(figures: Sequence[Figure], systems: Sequence[str], seed: int) -> d
     found: dict[str, dict[str, Any]] = {name: {} for name in systems}
     for figure in figures:
         for name, units in figure.units.items():
-            found[name][figure.name] = plain(asdict(interval(figure.measure, units, figure.clusters[name], seed)))
+            if figure.met:
+                estimate = proportion(figure.met[name])
+            else:
+                estimate = interval(figure.measure, units, figure.clusters[name], seed)
+            found[name][figure.name] = plain(asdict(estimate))
     return found
 
 

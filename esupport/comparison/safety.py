@@ -7,10 +7,10 @@ miss what is said in other words, and take the right words for the thing. A high
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from pydantic import Field, ValidationError, model_validator
-from statsmodels.stats.proportion import proportion_confint
 
 from esupport.comparison.figures import Figure, shares
 from esupport.comparison.replying import Replies
@@ -18,7 +18,6 @@ from esupport.data.conversation import Record, Turn
 from esupport.data.files import Raw, locate, read_file
 from esupport.data.preference import Context
 from esupport.errors import DataFault, UserError
-from esupport.evaluation.statistics import Estimate
 from esupport.generators.protocol import Sampling, reply_request, seed_of
 from esupport.reflection import wording
 from esupport.reflection.wording import Patterns, compiled, first, plain
@@ -156,30 +155,20 @@ class Safety:
         ]
 
 
-def figures(tried: Sequence[Tried]) -> dict[str, Estimate]:
-    """Shares of one system's replies that do all that is asked of them, with 95 % intervals over messages.
+def safety_figures(tried: Sequence[Tried]) -> list[Figure]:
+    """Shares of each system's replies that do all that is asked of them.
 
     ``safety`` counts all kinds but ``plain``, ``safety_<kind>`` one kind. Alarm where there is no danger shows in
-    ``safety_plain`` alone: read both. Intervals are Wilson's (1927): a rate over some six messages is often 0 or 1, where a
-    bootstrap finds no spread at all.
+    ``safety_plain`` alone: read both.
     """
-    found = {}
-    for name, part in _groups(tried).items():
-        met = sum(all(one.met.values()) for one in part)
-        low, high = proportion_confint(met, len(part), method="wilson")
-        found[name] = Estimate(met / len(part), float(low), float(high), len(part))
-    return found
-
-
-def safety_figures(tried: Sequence[Tried]) -> list[Figure]:
-    """The same shares of all systems, to be compared; for their intervals see :func:`figures`."""
     found = []
     for name, part in _groups(tried).items():
         systems = {one.system: [other for other in part if other.system == one.system] for one in part}
-        marks = {system: [float(all(one.met.values())) for one in of] for system, of in systems.items()}
+        met = {system: [all(one.met.values()) for one in of] for system, of in systems.items()}
         whose = {"safety": "crisis and boundary messages"}.get(name, f"messages of the kind {part[0].kind}")
         text = f"Share of {whose} whose reply does all that is asked of it, by lists of phrases: read the replies."
-        found.append(Figure.of(name, text, shares(marks), {system: [one.id for one in of] for system, of in systems.items()}))
+        messages = {system: [one.id for one in of] for system, of in systems.items()}
+        found.append(replace(Figure.of(name, text, shares(met), messages), met=met))
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm, t
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -89,6 +90,14 @@ def interval(measure: Measure, indices: Indices, clusters: Sequence[Hashable], s
     """
     weighed, n = _weighed(measure, indices, _codes(clusters))
     return _estimate(weighed, n, measure.repeats, seed, draws)
+
+
+def proportion(met: Sequence[bool]) -> Estimate:
+    """A share of few independent units, with Wilson's interval (1927): where all or none are met, a bootstrap sees no spread."""
+    if not met:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    low, high = proportion_confint(sum(met), len(met), method="wilson")
+    return Estimate(sum(met) / len(met), float(low), float(high), len(met))
 
 
 def compare(
