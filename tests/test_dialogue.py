@@ -207,6 +207,14 @@ def test_what_of_an_answer_the_seeker_says(answer: str, said: str) -> None:
     assert message_of(answer) == said
 
 
+def test_what_the_answer_was_begun_with_is_said_too(local: Local) -> None:
+    for begun, answer in (("Seeker: I", " can't sleep."), ("Seeker:", "Seeker: I can't sleep."), ("", "I can't sleep.")):
+        by = seeker(f"seeker.begun='{begun}'", "seeker.turns=1")
+        person = Side(lambda _, answer=answer: answer)  # type: ignore[misc]
+        assert held(local, Side(supports), person, by=by)[0].turns[0].text == "I can't sleep."
+        assert person.asked[0].begun == begun
+
+
 def test_an_empty_answer_is_asked_for_again_with_another_seed(local: Local) -> None:
     seeds: dict[str, list[int]] = {}
 
