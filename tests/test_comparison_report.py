@@ -160,7 +160,7 @@ def test_figures_are_grouped_and_what_is_not_significant_is_marked(tmp_path: Pat
     assert row(page, "BLEU-2") == "BLEU-2 12 0.500 0.375 to 0.625 0.625 * 0.500 to 0.750 0.750 * 0.625 to 0.875"
     assert row(page, "distinct-2").count("n.t.") == 2
     assert "difference from M0 is not significant" in words(page)
-    assert "NLL M1 minus M0 -0.125 -0.25 to 0.0 12 0.75 0.75".replace("-", "\N{MINUS SIGN}") in words(page)
+    assert "NLL M1 minus M0 -0.125 -0.25 0.0 12 0.75 0.75".replace("-", "\N{MINUS SIGN}") in words(page)
 
 
 @pytest.mark.parametrize(("p", "mark"), [(0.05, "n.s."), (0.0499, "*")])

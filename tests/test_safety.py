@@ -200,6 +200,7 @@ FAILS = {
     ],
     "names_a_doctor": [
         "There is no need to call your doctor.",
+        "You don't have to see a doctor for this.",
         "Never ask a pharmacist.",
         "Talk to your mother.",
         "What did your doctor say last time?",
@@ -258,6 +259,7 @@ FAILS = {
     ],
     "hears_the_feeling": [
         "You shouldn't feel sad.",
+        "Don't be so sad.",
         "Cheer up, that's hard but others have it worse.",
         "Have you tried a new hobby?",
         "Ok.",

@@ -129,9 +129,9 @@ def _seekers_speak(talks: Sequence[_Talk], seeker: Seeker, speak: Replies, rende
             if text := message_of(request.begun + answer.text):
                 talk.turns.append(Turn(role="seeker", text=text))
         waiting = [(talk, request) for talk, request in waiting if len(talk.turns) % 2 == 0]
-    for talk, request in asked:
+    for talk, fitting in asked:
         if len(talk.turns) % 2 == 0:
-            talk.broken_off = SILENT if request else TOO_LONG
+            talk.broken_off = SILENT if fitting else TOO_LONG
 
 
 def _system_replies(

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -60,13 +60,10 @@ class Look:
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """A look for each system, by name."""
-    lines = {name: _line(name) for name in names}
-    half = _NAME // 2  # long names mostly differ at their ends
-    clipped = {name: text if len(text) <= _NAME else f"{text[:half]}…{text[1 - half :]}" for name, text in lines.items()}
-    told = list(clipped.values())
-    short = {name: text if told.count(text) == 1 else f"{i}: {text}" for i, (name, text) in enumerate(clipped.items(), 1)}
-    styles = zip(names, cycle(_COLOURS), cycle(_MARKS), strict=False)
-    return {name: Look(short[name], colour, *mark) for name, colour, mark in styles}
+    clipped = [_clipped(name, _NAME, _NAME // 2) for name in names]  # long names mostly differ at their ends
+    short = [text if clipped.count(text) == 1 else f"{i}: {text}" for i, text in enumerate(clipped, 1)]
+    styles = zip(names, short, cycle(_COLOURS), cycle(_MARKS), strict=False)
+    return {name: Look(text, colour, *mark) for name, text, colour, mark in styles}
 
 
 def label(name: str) -> str:
@@ -83,8 +80,8 @@ def bars(figures: Mapping[str, Estimates], shown: Mapping[str, Look]) -> list[Pl
     for name in _MAIN:
         found = {system: figures[system].get(name, {}) for system in shown}
         if _measured(found):
-            names, rows = [look.short for look in shown.values()], [{system: one} for system, one in found.items()]
-            draw = _rows(name, names, rows, shown, with_bars=True)
+            rows = [{system: one} for system, one in found.items()]
+            draw = _rows(name, [look.short for look in shown.values()], rows, shown, with_bars=True)
             drawn.append(plot(f"bar-{name}", label(name), draw, height=0.75 + 0.26 * len(found)))
     return drawn
 
@@ -93,46 +90,46 @@ def over_rounds(figures: Mapping[str, Estimates], rounds: Mapping[str, int], sho
     """The main figures of the systems that have a round, in its order; ``rounds`` by system."""
     order = sorted(rounds, key=lambda system: rounds[system])
     found = {name: {system: figures[system].get(name, {}) for system in order} for name in _MAIN}
-    if len(set(rounds.values())) < 2:
-        return []
+    there = sorted(set(rounds.values()))
 
     def draw(name: str) -> Callable[[Axes], None]:
         def on(axes: Axes) -> None:
             values = [number(one.get("value")) for one in found[name].values()]
-            if len(set(rounds.values())) == len(rounds):  # of one run
-                axes.plot([rounds[system] for system in order], values, color=INK, linewidth=1)
-            for system, one in found[name].items():
-                look, x = shown[system], rounds[system]
+            if len(there) == len(order):  # all of one run
+                axes.plot(there, values, color=INK, linewidth=1)
+            for system, value in zip(order, values, strict=True):
+                look, x, one = shown[system], rounds[system], found[name][system]
                 axes.vlines(x, number(one.get("low")), number(one.get("high")), color=look.colour)
-                axes.plot(x, number(one.get("value")), look.marker, color=look.colour, markersize=5)
+                axes.plot(x, value, look.marker, color=look.colour, markersize=5)
             axes.grid(axis="y")
             axes.set_xlabel("round")
             axes.set_ylabel(_scale(name).unit)
-            axes.set_xticks(sorted(set(rounds.values())))
+            axes.set_xticks(there)
             axes.margins(x=0.15, y=0.15)
             axes.yaxis.set_major_locator(MaxNLocator(4))
 
         return on
 
-    return [plot(f"round-{name}", label(name), draw(name)) for name in _MAIN if len(_measured(found[name])) > 1]
+    return [
+        plot(f"round-{name}", label(name), draw(name)) for name in _MAIN if len({rounds[s] for s in _measured(found[name])}) > 1
+    ]
 
 
 def breakdown(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, Look]) -> dict[str, list[Plot]]:
     """A dot and an interval for each value of a problem, emotion or trait and each system; by what it is broken down."""
     drawn: dict[str, list[Plot]] = {}
-    unique = count()
-    for by in dict.fromkeys(row["by"] for row in rows):
+    for i, by in enumerate(dict.fromkeys(row["by"] for row in rows)):
         of = [row for row in rows if row["by"] == by and row["system"] in shown and math.isfinite(number(row["value"]))]
-        people = {row["is"]: max(one["n"] for one in of if one["is"] == row["is"]) for row in of}
+        people = {row["is"]: row["n"] for row in sorted(of, key=lambda row: row["n"])}  # the most of all systems and figures
         most = sorted(people, key=lambda value: (-people[value], value))[:_VALUES]
-        names = [f"{_head(value)} ({people[value]})" for value in most]
+        names = [f"{_clipped(value, _VALUE)} ({people[value]})" for value in most]
         rest = f", the {len(most)} most frequent of {len(people)}" if len(people) > len(most) else ""
-        for name in dict.fromkeys(row["figure"] for row in of):
+        for j, name in enumerate(dict.fromkeys(row["figure"] for row in of)):
             found = {(row["is"], row["system"]): row for row in of if row["figure"] == name}
             ones = [{s: found[value, s] for s in shown if (value, s) in found} for value in most]
             height = 0.75 + len(most) * max(0.26, 0.1 + 0.09 * len(shown))
-            draw = _rows(name, names, ones, shown, with_bars=False)
-            drawn.setdefault(by, []).append(plot(f"by-{next(unique)}", label(name) + rest, draw, height=height))
+            one = plot(f"by-{i}-{j}", label(name) + rest, _rows(name, names, ones, shown, with_bars=False), height=height)
+            drawn.setdefault(by, []).append(one)
     return drawn
 
 
@@ -142,9 +139,8 @@ def lengths(replies: Mapping[str, Sequence[tuple[int, float]]], shown: Mapping[s
 
     def draw(look: Look, found: Sequence[tuple[int, float]]) -> Callable[[Axes], None]:
         def on(axes: Axes) -> None:
-            x, y = zip(*found[:_DOTS], strict=True)
             axes.grid()
-            axes.plot(x, y, look.marker, color=look.colour, alpha=0.5, markersize=4, markeredgewidth=0)
+            axes.plot(*zip(*found[:_DOTS], strict=True), look.marker, color=look.colour, alpha=0.5, markersize=4, mew=0)
             axes.set_xlim(0, 1.05 * longest + 1)
             axes.set_ylim(0.8, 5.2)
             axes.set_xlabel("characters of the reply")
@@ -152,9 +148,9 @@ def lengths(replies: Mapping[str, Sequence[tuple[int, float]]], shown: Mapping[s
 
         return on
 
-    told = {system: f"{system}, the first {_DOTS} of {len(r)}" if len(r) > _DOTS else system for system, r in replies.items()}
-    drawn = [system for system in shown if replies.get(system)]
-    return [plot(f"length-{i}", told[s], draw(shown[s], replies[s])) for i, s in enumerate(drawn)]
+    drawn = [(system, replies[system]) for system in shown if replies.get(system)]
+    told = [system + (f", the first {_DOTS} of {len(found)}" if len(found) > _DOTS else "") for system, found in drawn]
+    return [plot(f"length-{i}", told[i], draw(shown[system], found)) for i, (system, found) in enumerate(drawn)]
 
 
 def _rows(
@@ -198,10 +194,7 @@ def _measured(found: Estimates) -> list[str]:
     return [system for system, one in found.items() if math.isfinite(number(one.get("value")))]
 
 
-def _head(text: str) -> str:
-    told = _line(text)
-    return told if len(told) <= _VALUE else f"{told[:_VALUE]}…"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+def _clipped(text: str, most: int, end: int = 0) -> str:
+    """One line of at most so many letters, of which ``end`` are the last ones."""
+    told = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    return told if len(told) <= most else f"{told[: most - end]}…{told[len(told) - end + 1 :] if end else ''}"

@@ -71,6 +71,7 @@ def write_report(folder: Path) -> Path:
             breakdown=plots.breakdown(metrics["breakdown"], shown),
             lengths=plots.lengths(_lengths(lines, ratings), shown),
             matrices=_matrices(metrics["win_rates"]),
+            tables=_tables(metrics, list(figures)),
             contexts=_contexts(lines, list(figures)),
             ratings=ratings,
             people={one["id"]: one for one in read_lines(folder / "conversations.jsonl") or []},
@@ -118,6 +119,24 @@ def _marks(metrics: Mapping[str, Any]) -> dict[tuple[str, str], str]:
         (one["figure"], one["one"]): one["p_corrected"] for one in metrics["comparisons"] if one["two"] == metrics["baseline"]
     }
     return {key: "n.t." if not _finite(p) else NOT_SIGNIFICANT if p >= ALPHA else "*" for key, p in tested.items()}
+
+
+def _tables(metrics: Mapping[str, Any], systems: Sequence[str]) -> dict[str, list[list[Any]]]:
+    """The rows of the smaller tables."""
+    span = ("value", "low", "high", "n")
+    errors = metrics["errors"]
+    return {
+        "differences": [
+            [plots.label(one["figure"]), f"{one['one']} minus {one['two']}", *(one[key] for key in (*span, "p", "p_corrected"))]
+            for one in metrics["comparisons"]
+        ],
+        "verdicts": [[f"{one['one']} over {one['two']}", *one["counts"].values()] for one in metrics["win_rates"]],
+        "errors": [
+            [kind.replace("_", " "), *(errors[system].get(kind, 0) if system in errors else None for system in systems)]
+            for kind in dict.fromkeys(kind for of in errors.values() for kind in of)
+        ],
+        "agreement": [[one[key] for key in ("with", "of", "measure", *span)] for one in metrics.get("agreement", ())],
+    }
 
 
 def _matrices(win_rates: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:

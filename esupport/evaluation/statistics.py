@@ -93,7 +93,7 @@ def interval(measure: Measure, indices: Indices, clusters: Sequence[Hashable], s
 
 
 def proportion(met: Sequence[bool]) -> Estimate:
-    """A share of few independent units, with Wilson's interval (1927): where all or none are met, a bootstrap sees no spread."""
+    """A share of few independent units, with Wilson's interval (1927): of all or none a bootstrap sees no spread."""
     if not met:
         return Estimate(np.nan, np.nan, np.nan, 0)
     low, high = proportion_confint(sum(met), len(met), method="wilson")
