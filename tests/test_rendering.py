@@ -10,6 +10,8 @@ from families import NO_SYSTEM, TEMPLATES, conversation, shipped_texts, tokenize
 
 from esupport.data.conversation import Conversation, Turn
 from esupport.errors import DataFault, UserError
+from esupport.rendering import conversations
+from esupport.rendering.corpus import hold
 from esupport.rendering.row import tree
 from esupport.rendering.template import Renderer
 
@@ -65,6 +67,19 @@ def test_a_template_that_rewrites_its_end_keeps_sharing_and_one_that_rewrites_it
 def test_a_tree_row_is_shorter_than_a_row_for_each_reply() -> None:
     row = tree("c", renderer_for("qwen").render(conversation(12)).responses)[0]
     assert row.naive_tokens > 3 * len(row)
+
+
+@pytest.mark.parametrize(("template", "capacity", "told"), [
+    ("qwen", 4096, []),
+    ("qwen", 40, ["2 of 2 rows are longer than batching.tokens_per_batch=40"]),
+    ("counting", 4096, ["6 rows more than conversations"]),
+])  # fmt: skip
+def test_no_slow_path_is_silent(template: str, capacity: int, told: list[str]) -> None:
+    talks = [conversation(8), conversation(8).model_copy(update={"id": "other"})]
+    corpus = hold("train", lambda tally: conversations.rendered(tally, talks, ["a:1", "a:2"], renderer_for(template), "stop"))
+    found = corpus.slow_paths(capacity)
+    assert len(found) == len(told)
+    assert all(line.startswith(start) for line, start in zip(found, told, strict=True))
 
 
 def test_a_long_conversation_loses_its_oldest_turns_whole_and_never_a_target() -> None:

@@ -66,7 +66,7 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     backbone: Backbone = make(plain["model"], "model")
     method: Method = make(plain["reflection"], "reflection")
     prepared = prepare(plain, backbone)
-    show_data(console, prepared)
+    show_data(console, prepared, plain["batching"]["tokens_per_batch"])
     slot = Slot(backbone, plain["seed"], device_of(plain["trainer"]))
     scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
     writer = Writer(store, ledger, _speakers(plain, slot, prepared.renderer), console)

@@ -80,6 +80,8 @@ class Learner:
         corpus = render_pairs("train", pairs, self.prepared.renderer, "skip")
         if not corpus.units:
             raise UserError("evolution: no pair is left to train on; see dropped.jsonl for the reasons")
+        for slow in corpus.slow_paths(self.plain["batching"]["tokens_per_batch"]):
+            self.console.print(slow, markup=False, highlight=False)
         return corpus
 
     def prefer(self, round_: int, corpus: Corpus, start: Path, reference: Path | None) -> tuple[Stage, Stage]:

@@ -63,7 +63,7 @@ def reply_request(context: Context, messages: Sequence[Message], sampling: Sampl
 
 
 def held_out_request(context: Context, renderer: Renderer, sampling: Sampling, seed: int) -> Request:
-    """A reply to a context that systems are compared on: ``evolve.py`` and ``evaluate.py`` ask the same, so texts are shared."""
+    """A reply to a context that systems are compared on: ``evolve.py`` and ``evaluate.py`` ask the same, and share texts."""
     return reply_request(context, renderer.context_messages(context), sampling, seed_of(seed, "held out", context.key))
 
 

@@ -7,6 +7,7 @@ as ``sdpa`` does.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -159,6 +160,10 @@ class Matrix:
 
     batch: Batch
     masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kind = self.batch.ids.device.type
+        warnings.warn(f"on {kind}, attention scores all tokens with all: slower than on cpu or cuda", stacklevel=2)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """See :class:`Structure`."""

@@ -34,6 +34,7 @@ class Corpus:
         name: what they are, as ``train``.
         rows: all their rows.
         starts: (conversations + 1,) the first row of each conversation and, last, how many rows there are.
+        lengths: (rows,) tokens of each row.
         kept: these conversations.
         turns: turns of the conversations, less those that were cut at the beginning.
         replies: supporter turns that are scored.
@@ -52,6 +53,7 @@ class Corpus:
     name: str
     rows: Rows
     starts: Numbers
+    lengths: Numbers
     kept: Sequence[Conversation]
     turns: int = 0
     replies: int = 0
@@ -76,6 +78,19 @@ class Corpus:
         """Tokens of one row per reply over tokens of the tree rows."""
         return self.naive_tokens / self.tokens if self.tokens else 1.0
 
+    def slow_paths(self, tokens_per_batch: int) -> list[str]:
+        """Which rows cannot take the fast path, and why: a sentence each; none where all do."""
+        found = []
+        if self.extra_trees:
+            found.append(f"{self.extra_trees} rows more than conversations: the chat template renders earlier turns anew.")
+        long = int((self.lengths > tokens_per_batch).sum())
+        if long:
+            found.append(
+                f"{long} of {len(self.rows)} rows are longer than batching.tokens_per_batch={tokens_per_batch}: their branches "
+                "go to several batches, each of which reads the trunk again; a trunk that is longer makes a longer batch."
+            )
+        return found
+
     def scored(self, scores: Sequence[Floats]) -> Corpus:
         """The same with the scores of a reference, (responses,) for each row."""
         return replace(self, rows=self.rows.scored(scores))
@@ -93,6 +108,7 @@ class Tally:
     def __init__(self) -> None:
         self.counts, self.kept, self.skipped = Counter[str](), array("q"), list[DataFault]()
         self._starts, self._responses, self._content = array("q", [0]), array("q"), hashlib.sha256()
+        self._lengths = array("q")
 
     def add(self, rows: list[Row], replies: int) -> list[Row]:
         """Count and give back the rows of one conversation, with so many replies to score."""
@@ -101,6 +117,7 @@ class Tally:
         for row in rows:
             self._content.update(content(row))
             self._responses.append(row.responses)
+            self._lengths.append(len(row))
             self.counts.update(tokens=len(row), targets=len(row.targets), naive_tokens=row.naive_tokens, branches=row.branches)
         return rows
 
@@ -110,8 +127,8 @@ class Tally:
         return {"counts": dict(self.counts), "digest": self._content.hexdigest()[:16], "skipped": faults}
 
     def arrays(self) -> dict[str, Numbers]:
-        """The first row of each conversation, the responses of each row, and the numbers of what was kept."""
-        found = {"starts": self._starts, "responses": self._responses, "kept": self.kept}
+        """The first row of each conversation, responses and tokens of each row, and the numbers of what was kept."""
+        found = {"starts": self._starts, "responses": self._responses, "lengths": self._lengths, "kept": self.kept}
         return {name: np.array(numbers, dtype=np.int64) for name, numbers in found.items()}
 
 
@@ -147,6 +164,7 @@ def _corpus(name: str, rows: Sequence[Row], facts: dict[str, Any], arrays: dict[
         name=name,
         rows=Rows(rows, arrays["responses"], facts["digest"]),
         starts=arrays["starts"],
+        lengths=arrays["lengths"],
         kept=View(origin, arrays["kept"]),
         skipped=[DataFault(*fault) for fault in facts["skipped"]],
     )

@@ -99,7 +99,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     backbone: Backbone = make(plain["model"], "model")
     prepared = prepare(plain, backbone)
-    show_data(console, prepared)
+    show_data(console, prepared, plain["batching"]["tokens_per_batch"])
     data = prepared.datamodule(plain)
     trainer = make_trainer(plain["trainer"], plain["callbacks"], make_loggers(plain), len(data.sampler))
     slot = Slot(backbone, plain["seed"], str(trainer.strategy.root_device))

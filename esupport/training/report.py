@@ -34,7 +34,7 @@ class Sample:
         return asdict(self)
 
 
-def show_data(console: Console, prepared: Prepared) -> None:
+def show_data(console: Console, prepared: Prepared, tokens_per_batch: int) -> None:
     """What was read, a row a side; below it what else a reader must know."""
     table = Table(title="Data", title_justify="left", caption=_LEGEND, caption_justify="left")
     table.add_column("side")
@@ -46,18 +46,16 @@ def show_data(console: Console, prepared: Prepared) -> None:
             losses = (corpus.cut_turns, corpus.lost_replies, corpus.dropped)
             table.add_row(corpus.name, *(f"{n:,}" for n in (*sizes, *losses)))
     console.print(table)
-    for line in _remarks(prepared):
+    for line in _remarks(prepared, tokens_per_batch):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _remarks(prepared: Prepared) -> list[str]:
+def _remarks(prepared: Prepared, tokens_per_batch: int) -> list[str]:
     train = prepared.corpora["train"]
     lines = [f"A tree row shares contexts: {train.sharing:.1f} times fewer tokens than a row for each reply."]
-    if (train.branches or train.extra_trees) and "pairs_valid" not in prepared.corpora:  # of pairs, one is a branch by design
-        lines.append(
-            f"The chat template renders some replies differently later: {train.branches} scored on branches, "
-            f"{train.extra_trees} rows more than conversations."
-        )
+    if train.branches and "pairs_valid" not in prepared.corpora:  # of pairs, one is a branch by design
+        lines.append(f"The chat template renders some replies differently later: {train.branches} scored on branches.")
+    lines += train.slow_paths(tokens_per_batch)
     if train.openings:
         lines.append(f"{train.openings} opening supporter turns left out: the chat template begins with the seeker.")
     if prepared.duplicates:
