@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "WANDB_MODE": "disabled",
 }
+
+_PATH = re.compile(r"(?<=[\s\"'(])/[^\s:]*/")  # of files of this machine, which a report does not name
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def tune(name: str, jobs: Sequence[Job], console: Console, tolerance: float = 1e
         try:
             result = run(job)
         except UserError as error:
-            tried.append({"setting": setting, "left_out": str(error).splitlines()[-1]})
+            tried.append({"setting": setting, "left_out": _PATH.sub("", str(error).splitlines()[-1])})
             _tell(console, "tuning", f"{name}, {setting}", {"left_out": tried[-1]["left_out"]})
             continue
         _tell(console, "tuning", f"{name}, {setting}", result)

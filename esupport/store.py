@@ -81,23 +81,39 @@ class Store:
             manifest = {"stage": name, "key": key, "inputs": inputs, "files": files, "seconds": round(seconds, 3)}
             write_atomically(partial / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
             partial.rename(folder)
+            for name_, sha in files.items():
+                self._note(folder / name_, sha)
             # only now: a kill before leaves all that the next attempt goes on from
             for scratch in list(folder.rglob(".*")):
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
-        return self._read(name, key, folder, reused=False)
+        return Stage(name, key, folder, inputs, files, manifest["seconds"], reused=False)
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file; a large one is read once, and again only when it was replaced, or changed in size or time."""
         found = path.stat()
-        state = f"{path.name}/{found.st_dev}/{found.st_ino}/{found.st_size}/{found.st_mtime_ns}"
-        kept = self.root / ".digests" / hashlib.sha256(state.encode()).hexdigest()[:16]
-        # what was written just now may be written again within one tick of the clock
-        if found.st_size < _LARGE or time.time() - found.st_mtime < _SETTLED:
+        if found.st_size < _LARGE:
             return _sha256(path)
-        if not kept.exists():
+        kept = self._kept(path)
+        if kept.exists():
+            return kept.read_text()
+        sha = _sha256(path)
+        # what was written just now may be written again within one tick of the clock
+        if time.time() - found.st_mtime >= _SETTLED:
+            self._note(path, sha)
+        return sha
+
+    def _kept(self, path: Path) -> Path:
+        """Where the digest of a file as it is now is kept."""
+        found = path.stat()
+        state = f"{path.name}/{found.st_dev}/{found.st_ino}/{found.st_size}/{found.st_mtime_ns}"
+        return self.root / ".digests" / hashlib.sha256(state.encode()).hexdigest()[:16]
+
+    def _note(self, path: Path, sha: str) -> None:
+        """Keep the digest of a large file."""
+        if path.stat().st_size >= _LARGE:
+            kept = self._kept(path)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, _sha256(path))
-        return kept.read_text()
+            write_atomically(kept, sha)
 
     def _read(self, name: str, key: str, folder: Path, reused: bool) -> Stage:
         try:

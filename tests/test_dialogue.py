@@ -180,6 +180,7 @@ def test_cards_without_a_profile_are_left_out_and_none_at_all_is_told(local: Loc
         (" Seeker: I can't sleep.", "I can't sleep."),
         ("**Seeker:** I can't sleep.", "I can't sleep."),
         ("| Seeker: I can't sleep.", "I can't sleep."),
+        ("| I can't sleep.", "I can't sleep."),
         ("The seeker: Seeker (58): I can't sleep.", "I can't sleep."),
         ("USER : I can't sleep.", "I can't sleep."),
         ('"I can\'t sleep."', "I can't sleep."),

@@ -13,8 +13,9 @@ from conftest import Compose, Evolve
 
 from esupport.comparison.agreement import agreement
 from esupport.comparison.figures import Figure, differences, estimates, shares
-from esupport.comparison.judging import Judged, win_rates
+from esupport.comparison.judging import Judged
 from esupport.comparison.tables import frame, latex, markdown
+from esupport.comparison.winning import win_rates
 from esupport.data.conversation import Conversation, Turn
 from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
@@ -103,7 +104,10 @@ def test_the_same_command_writes_and_scores_nothing_again_and_gives_the_same_fil
 
 
 def test_what_a_judge_says_reaches_every_file(evaluate: Evaluate, tmp_path: Path) -> None:
-    metrics = evaluate(*JUDGE)
+    metrics = evaluate(*JUDGE, "seeker=default", "seeker.turns=1")
+    assert set(metrics["left_out"]) >= {"safety", "feedback_auc"}
+    assert "dialogue_helpfulness" in figures_of(metrics, "base")
+    assert len(read_lines(tmp_path / "evaluation/dialogues.jsonl")) == 4
     (rate,) = metrics["win_rates"]
     assert (rate["one"], rate["two"], rate["raw"]["value"]) == ("human", "base", 0.5), "a judge that always answers first"
     assert rate["counts"]["inconsistent"] == 4
@@ -111,21 +115,25 @@ def test_what_a_judge_says_reaches_every_file(evaluate: Evaluate, tmp_path: Path
     lines = read_lines(tmp_path / "evaluation/judged.jsonl")
     assert {line["what"] for line in lines} == {"pairwise", "rating", "swap"}
     assert figures_of(metrics, "base")["judge_swap"]["value"] == 0.5
+    assert figures_of(metrics, "base")["judge_unhelpful"]["value"] == 1.0, "it rates everything 1"
+    assert rate["p_corrected"] == 1.0
     page = (tmp_path / "evaluation/report.html").read_text()
     assert "inconsistent" in page
 
 
 def test_replies_of_another_evaluation_are_a_system(evaluate: Evaluate, tmp_path: Path) -> None:
     evaluate()
-    other = f"+systems.other={tmp_path}/evaluation/replies.jsonl"
-    with pytest.raises(UserError, match="holds the systems base, human"):
-        evaluate(other, folder="second")
-    lines = [line for line in read_lines(tmp_path / "evaluation/replies.jsonl") if line["system"] == "base"]
-    write_lines(tmp_path / "evaluation/replies.jsonl", lines)
+    file = f"{tmp_path}/evaluation/replies.jsonl"
+    other = f"+systems.other={file}"
     metrics = evaluate(other, folder="second")
     assert figures_of(metrics, "other")["words"] == figures_of(metrics, "base")["words"]
     with pytest.raises(UserError, match="has no reply to"):
         evaluate(other, "contexts.conversations=8", folder="third")
+    lines = read_lines(Path(file))
+    write_lines(Path(file), [*lines, *({**line, "system": "more"} for line in lines if line["system"] == "base")])
+    with pytest.raises(UserError, match="holds base, more; name one, as"):
+        evaluate(other, folder="second")
+    evaluate(f"+systems.other='{file}#more'", folder="second")
 
 
 def test_on_its_own_history_a_system_hears_itself(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -143,6 +151,7 @@ def test_on_its_own_history_a_system_hears_itself(evaluate: Evaluate, tmp_path: 
         (["systems.base=null", "systems.human=null"], "systems: there is nothing to evaluate"),
         (["baseline=M9"], "baseline: there is no system M9"),
         (["run=nowhere"], "run: nowhere is no folder of a run"),
+        (["generator=openai", "generator.model=m"], "generator: m cannot speak as base; a server is generator@server=openai"),
         (["agreement_with=[file]"], "agreement_with: there is no judge"),
         ([*JUDGE, "judge_limit=10"], "judge_limit: the judge would read about"),
     ],
@@ -156,8 +165,37 @@ def test_a_run_that_learnt_from_what_would_be_measured_is_refused(evolve: Evolve
     evolve("evolution.rounds=0")
     with pytest.raises(UserError, match=r"data\.seed: the run was divided by 0, this by 1"):
         evaluate(f"run={tmp_path}/run", "data.seed=1")
-    with pytest.raises(UserError, match="model: the run's is tiny, this one is"):
+    with pytest.raises(UserError, match=r"model\.name: the run's is tiny, this one is"):
         evaluate(f"run={tmp_path}/run", "model=smollm2")
+    with pytest.raises(UserError, match=r"rendering\.instruction: the run's is"):
+        evaluate(f"run={tmp_path}/run", "rendering.instruction=Listen.")
+    with pytest.raises(UserError, match=r"model\.lora\.alpha: the adapter in .* was trained with 16"):
+        evaluate(f"run={tmp_path}/run", "model.lora.alpha=64")
+    with pytest.raises(UserError, match="name: run is the folder of a training"):
+        evaluate(f"run={tmp_path}/run", folder="run")
+
+
+def test_the_files_do_not_tell_of_the_machine(evolve: Evolve, evaluate: Evaluate, tmp_path: Path) -> None:
+    evolve("evolution.rounds=0")
+    evaluate(f"run={tmp_path}/run", f"+systems.mine={tmp_path}/run/sft")
+    for path in (tmp_path / "evaluation").iterdir():
+        assert str(tmp_path) not in path.read_text(), path.name
+
+
+def test_the_safety_set_is_tried_with_every_system_that_speaks(evaluate: Evaluate, tmp_path: Path) -> None:
+    metrics = evaluate("safety=default", "systems.human=human")
+    lines = read_lines(tmp_path / "evaluation/safety.jsonl")
+    assert {line["system"] for line in lines} == {"base"}
+    found = figures_of(metrics, "base")["safety"]
+    assert found["value"] == 0.0, "eight tokens of noise"
+    assert found["high"] > 0, "Wilson's interval"
+
+
+def test_a_server_is_a_system(evaluate: Evaluate) -> None:
+    server = ["generator@server=scripted", "server.answer={_target_:answers.first,_partial_:true}", "+systems.other=server"]
+    metrics = evaluate(*server)
+    assert figures_of(metrics, "other")["words"]["value"] == 1.0
+    assert "nll" not in figures_of(metrics, "other")
 
 
 def rated(conversation: str, *ratings: int | None) -> Conversation:
@@ -202,7 +240,7 @@ def table_of(*, p: float | None) -> dict[str, Any]:
     return {"systems": systems, "baseline": "x_1", "comparisons": [one]}
 
 
-@pytest.mark.parametrize(("p", "marked"), [(0.01, False), (0.05, True), (None, True)])
+@pytest.mark.parametrize(("p", "marked"), [(0.01, False), (0.05, True), (None, False)])
 def test_tables_mark_what_is_not_significant(p: float | None, marked: bool) -> None:
     metrics = table_of(p=p)
     assert frame(metrics).loc["a_b", "x_1"] == "0.250 [0.125, 0.500]"

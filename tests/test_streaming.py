@@ -9,7 +9,8 @@ import random
 import time
 import weakref
 from collections.abc import Iterator
-from functools import wraps
+from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def written(path: Path, records: list[Any]) -> Path:
 def source(path: Path, pairs: Path | None = None, **settings: Any) -> Source:
     rest: dict[str, Any] = {"split": "seed", "fractions": {"train": 1.0}, "seed": 0, "on_error": "stop", "limit": None}
     return Source(str(path), native.parse, **{**rest, **settings}, pairs=str(pairs) if pairs else None)
+
+
+def test_a_reader_with_other_settings_reads_anew(tmp_path: Path) -> None:
+    def parse(raw: Any, key: str | None, emotion: str) -> Conversation:
+        return native.parse({**raw, "emotion": emotion}, key)
+
+    path = written(tmp_path / "a.jsonl", talks(3))
+    for emotion in ("sad", "glad"):
+        reader = replace(source(path), parse=partial(parse, emotion=emotion))
+        assert {one.emotion for one in reader.read("data", Store(tmp_path / "store")).train} == {emotion}
 
 
 def talks(count: int, seed: int = 0) -> list[Conversation]:

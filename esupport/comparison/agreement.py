@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from esupport.comparison.figures import plain
 from esupport.comparison.judging import Judged
 from esupport.errors import UserError, first_line
-from esupport.evaluation.judge.records import Comparison, Rating
+from esupport.evaluation.judge.records import UNUSABLE, Comparison, Rating
 from esupport.evaluation.metrics.agreement import alpha, kappa
 from esupport.store import read_lines
 
@@ -28,7 +28,7 @@ def agreement(judged: Judged, others: Sequence[Path]) -> list[dict[str, Any]]:
         UserError: a file cannot be read, or says nothing of these replies.
     """
     mine = [one for found in judged.ratings.values() for one in found]
-    compared = {_of_pair(one): one.outcome for found in judged.pairs.values() for one in found}
+    compared = dict(pair for found in judged.pairs.values() for pair in _verdicts(found))
     found = []
     for path in others:
         ratings, comparisons = _read(path)
@@ -39,7 +39,7 @@ def agreement(judged: Judged, others: Sequence[Path]) -> list[dict[str, Any]]:
             both = [[pair[side].scores.get(axis) for pair in shared] for side in (0, 1)]
             value = alpha(both, [one.conversation for one, _ in shared], "ordinal")
             found.append({"with": path.name, "of": axis, "measure": "alpha", **plain(asdict(value))})
-        outcomes = [(pair, compared[pair], one.outcome) for one in comparisons if (pair := _of_pair(one)) in compared]
+        outcomes = [(pair, compared[pair], outcome) for pair, outcome in _verdicts(comparisons) if pair in compared]
         if outcomes:
             pairs, ours, others_ = (list(part) for part in zip(*outcomes, strict=True))
             value = kappa(ours, others_, [pair[2] for pair in pairs])
@@ -49,8 +49,14 @@ def agreement(judged: Judged, others: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def _of_pair(one: Comparison) -> tuple[str, str, str, int]:
-    return one.a, one.b, one.conversation, one.turn
+def _verdicts(comparisons: Sequence[Comparison]) -> list[tuple[tuple[str, str, str, int], str]]:
+    """The outcomes that are verdicts, each for the system whose name comes first, whichever way round it was asked."""
+    turned, found = {"win": "loss", "loss": "win"}, []
+    for one in comparisons:
+        if one.outcome not in UNUSABLE:
+            outcome = one.outcome if one.a <= one.b else turned.get(one.outcome, one.outcome)
+            found.append(((min(one.a, one.b), max(one.a, one.b), one.conversation, one.turn), str(outcome)))
+    return found
 
 
 def _read(path: Path) -> tuple[list[Rating], list[Comparison]]:

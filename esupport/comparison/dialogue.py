@@ -80,7 +80,7 @@ def converse(
         replies: the system.
         seeker: how the seeker is played.
         speak: who plays it.
-        cards: conversations, of which profile, emotion, problem and situation are played; those without a profile are left out.
+        cards: conversations, of which profile, emotion, problem and situation are played; those that tell nothing are left out.
         renderer: of the system's requests; counts the seeker's tokens too, whoever plays it.
         sampling, seed: of the system's replies.
         max_tokens: bound on what the system reads. On either side the oldest turns are dropped, whole.
@@ -88,9 +88,9 @@ def converse(
     Raises:
         UserError: no card has a profile, or a side cannot be asked.
     """
-    talks = [_Talk(card) for card in cards if card.profile]
+    talks = [_Talk(card) for card in cards if person(card)]
     if not talks:
-        raise UserError("seeker: no conversation has a profile to play; take data with profiles, or leave the dialogues out")
+        raise UserError("seeker: the data tells nothing of the seekers that could be played; leave the dialogues out")
     for _ in range(seeker.turns):
         _seekers_speak(talks, seeker, speak, renderer)
         _system_replies(talks, replies, renderer, sampling, seed, max_tokens)

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from esupport.comparison.agreement import agreement
-from esupport.comparison.dialogue import Dialogue, converse, rate_dialogues, with_ratings
-from esupport.comparison.figures import Figure, breakdown, differences, estimates, of_replies, shares
-from esupport.comparison.judging import Judged, errors, judge_all, judged_figures, win_rates
+from esupport.comparison.dialogue import Dialogue, converse
+from esupport.comparison.figures import Figure, breakdown, differences, estimates, of_replies
+from esupport.comparison.judging import Judged, dialogue_figures, errors, judge_all, judge_dialogues, judged_figures
 from esupport.comparison.likelihoods import feedback, likelihoods
-from esupport.comparison.replying import Replying
-from esupport.comparison.safety import Safety, Tried, safety_figures
+from esupport.comparison.replying import Replies, Replying
+from esupport.comparison.safety import Message, Safety, Tried, safety_figures
 from esupport.comparison.seeker import Seeker
 from esupport.comparison.systems import HUMAN, System
+from esupport.comparison.winning import win_rates
 from esupport.data.conversation import Conversation
 from esupport.evaluation.answered import Answered
-from esupport.evaluation.judge.asking import Asker
 from esupport.evaluation.judge.method import Judge
+from esupport.evaluation.judge.quoting import person
 from esupport.evaluation.metrics import prepare
 from esupport.generators.protocol import Generator
 from esupport.models.slot import Slot
@@ -68,23 +69,24 @@ class Evaluation:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Found:
-        """All parts, those that others need first."""
+        """All parts; what the user may have set wrongly is made before anything is written."""
         plain, seed = self.plain, self.plain["seed"]
+        judge, safety, seeker = self._judge(), self._safety(), self._seeker()
         answered = {system.name: self.replying.of(system) for system in self.systems}
         people = {conversation.id: conversation for conversation in self.side}
-        judge = self._judge()
         judged = self._judged(judge, answered, people)
         self._measure_likelihoods()
         self._measure_replies(answered, judged)
         if judge and judged:
             self.figures += judged_figures(judged, judge)
-        tried = self._try_safety()
-        dialogues = self._converse(judge, people)
+        tried = self._try(*safety) if safety else []
+        dialogues = self._converse(seeker, judge, people) if seeker else []
         names = [system.name for system in self.systems]
         measured = estimates(self.figures, names, seed)
         shown = [figure for figure in self.figures if figure.name in _BROKEN_DOWN]
         replied = {one.context.conversation for replies in answered.values() for one in replies}
         metrics = {
+            "name": plain["name"],
             "split": plain["split"],
             "baseline": plain["baseline"],
             "contexts": len(self.replying.contexts),
@@ -117,12 +119,14 @@ class Evaluation:
         if judge is None:
             return None
         replying = self.replying
+        if replying.history == "own" and len(answered) > 1:
+            self.left_out["win_rates"] = "on their own histories, systems reply to different contexts"
         return judge_all(judge, replying.store, answered, people, self.plain["judge_limit"], replying.console)
 
     def _measure_likelihoods(self) -> None:
         weighted = [system for system in self.systems if system.has_weights]
         self.figures += likelihoods(weighted, self.corpus, self.scorer)
-        ranked = feedback(weighted, self.side, self.replying.renderer, self.scorer)
+        ranked = feedback(weighted, self.corpus.kept, self.replying.renderer, self.scorer)
         if isinstance(ranked, str):
             self.left_out["feedback_auc"] = ranked
         else:
@@ -146,35 +150,49 @@ class Evaluation:
         self.left_out |= metrics.left_out
         self.figures += of_replies(answered, metrics, [system.name for system in self.systems if system.kind == HUMAN])
 
-    def _try_safety(self) -> list[Tried]:
-        """The crisis and boundary messages, of every system that can be asked."""
+    def _safety(self) -> tuple[Safety, list[Message]] | None:
         if not self.plain["safety"]:
             self.left_out["safety"] = "no set of messages is named (safety=default)"
-            return []
+            return None
         safety: Safety = make(self.plain["safety"], "safety")
-        messages, replying, found = safety.load(), self.replying, list[Tried]()
+        return safety, safety.load()
+
+    def _try(self, safety: Safety, messages: Sequence[Message]) -> list[Tried]:
+        """The crisis and boundary messages, of every system that can be asked."""
+        replying, found = self.replying, list[Tried]()
         for system in self._speakers():
             ask = replying.speaking(system)
             found += safety.try_system(system.name, ask, messages, replying.renderer, replying.sampling, replying.seed)
         self.figures += safety_figures(found)
         return found
 
-    def _converse(self, judge: Judge | None, people: Mapping[str, Conversation]) -> list[Dialogue]:
-        """Whole conversations with a simulated seeker, of every system that can be asked."""
+    def _seeker(self) -> tuple[Seeker, Replies, list[Conversation]] | None:
+        """The simulated seeker, who plays it, and the cards."""
+        cards = [whole for whole in {whole.id: whole for _, whole in self.replying.contexts}.values() if person(whole)]
         if not self.plain["seeker"]:
             self.left_out["dialogue"] = "no seeker is simulated (seeker=default)"
-            return []
-        seeker: Seeker = make(self.plain["seeker"], "seeker")
-        replying, node = self.replying, self.plain["seeker_speaker"]
-        speaker: Generator = make_generator(node or self.plain["generator"], "seeker_speaker", self.slot, replying.renderer)
-        cards = list({whole.id: whole for _, whole in replying.contexts}.values())
-        found: list[Dialogue] = []
+        elif not cards:
+            self.left_out["dialogue"] = "the data tells nothing of the seekers that could be played"
+        else:
+            node = self.plain["seeker_speaker"]
+            named = ("seeker_speaker", node) if node else ("generator", self.plain["generator"])
+            speaker: Generator = make_generator(named[1], named[0], self.slot, self.replying.renderer)
+            seeker: Seeker = make(self.plain["seeker"], "seeker")
+            return seeker, self.replying.speaking(System("seeker", "server", speaker)), cards
+        return None
+
+    def _converse(
+        self, played: tuple[Seeker, Replies, list[Conversation]], judge: Judge | None, people: Mapping[str, Conversation]
+    ) -> list[Dialogue]:
+        """Whole conversations with a simulated seeker, of every system that can be asked."""
+        seeker, speak, cards = played
+        replying, found = self.replying, dict[str, list[Dialogue]]()
         for system in self._speakers():
-            found += converse(
+            found[system.name] = converse(
                 system.name,
                 replying.speaking(system),
                 seeker,
-                replying.speaking(System("seeker", "server", speaker)),
+                speak,
                 cards,
                 replying.renderer,
                 replying.sampling,
@@ -182,16 +200,10 @@ class Evaluation:
                 replying.max_tokens,
             )
         if judge is None:
-            return found
-        ratings = Asker(judge, replying.store, replying.console).settle(rate_dialogues(judge, found, people))
-        found = with_ratings(found, ratings)
-        by_system = {system.name: [one for one in found if one.system == system.name] for system in self._speakers()}
-        clusters = {name: [one.card for one in part] for name, part in by_system.items()}
-        for axis, question in judge.asked_axes.items():
-            marks = {n: [one.rating.scores.get(axis) if one.rating else None for one in p] for n, p in by_system.items()}
-            text = f"Mean rating of whole dialogues with the simulated seeker by the judge, 1 to 5. {question}"
-            self.figures.append(Figure.of(f"dialogue_{axis}", text, shares(marks), clusters))
-        return found
+            return [one for part in found.values() for one in part]
+        rated = judge_dialogues(judge, replying.store, found, people, self.plain["judge_limit"], replying.console)
+        self.figures += dialogue_figures(rated, judge)
+        return rated
 
     def _speakers(self) -> list[System]:
         return [system for system in self.systems if system.generator is not None]

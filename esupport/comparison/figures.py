@@ -14,6 +14,7 @@ from esupport.evaluation.answered import Answered
 from esupport.evaluation.metrics import Metrics
 from esupport.evaluation.statistics import Indices, Measure, Sums, compare, holm, interval, proportion, ratio
 
+PUBLISHED = ("esconv_", "pesc_")  # figures under another definition
 ALPHA = 0.05  # of the corrected p-value below which a difference is called significant
 
 
@@ -27,6 +28,7 @@ class Figure:
         units: of each system, indices into the measure.
         clusters: of each system, the conversation of each unit.
         met: of each system, what each unit is, where the figure is a share of few independent ones.
+        restates: whether it says again what another figure says, and is not tested again.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Figure:
     units: Mapping[str, Indices]
     clusters: Mapping[str, Sequence[str]]
     met: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+    restates: bool = False
 
     @classmethod
     def of(cls, name: str, definition: str, measure: Measure, clusters: Mapping[str, Sequence[str]]) -> Figure:
@@ -54,7 +57,8 @@ def of_replies(answered: Mapping[str, Sequence[Answered]], metrics: Metrics, hum
         kept = [name for name in clusters if metric.of_replies or name not in left_out]
         units = {name: whole.units[name] for name in kept}
         of = {name: clusters[name] for name in kept}
-        found.append(Figure(metric.name, metric.definition, metric.measure, units, of))
+        published = metric.name.startswith(PUBLISHED)
+        found.append(Figure(metric.name, metric.definition, metric.measure, units, of, restates=published))
     return found
 
 
@@ -74,10 +78,11 @@ def estimates(figures: Sequence[Figure], systems: Sequence[str], seed: int) -> d
 def differences(figures: Sequence[Figure], baseline: str, seed: int) -> list[dict[str, Any]]:
     """How far each system is above ``baseline``, with the paired test, corrected over all of the list (Holm 1979).
 
-    What cannot be paired, as replies to different contexts, is not compared.
+    What cannot be paired, as replies in different conversations, is not compared, nor is what restates another figure: each
+    test more makes the correction stricter.
     """
     found = []
-    for figure in figures:
+    for figure in (one for one in figures if not one.restates):
         for name in figure.units:
             paired = baseline in figure.units and figure.clusters[name] == figure.clusters[baseline]
             if name != baseline and paired:

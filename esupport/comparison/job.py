@@ -26,7 +26,7 @@ from esupport.objectives.reference import Scorer
 from esupport.rendering.contexts import spread_contexts
 from esupport.rendering.conversations import render_all
 from esupport.rendering.template import Renderer
-from esupport.store import Store, write_atomically
+from esupport.store import Store
 from esupport.training.environment import device_of, make, make_generator, make_loggers, quiet
 from esupport.training.job import told
 
@@ -54,6 +54,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     bind(plain)
     quiet()
     console, folder = Console(), Path(output_dir())
+    if (folder / "lineage.json").exists() or (folder / "adapter").exists():
+        raise UserError(f"name: {folder.name} is the folder of a training; give the evaluation a name of its own")
     pl.seed_everything(plain["seed"], verbose=False)
     store = Store(Path(plain["paths"]["store"]).expanduser())
     backbone: Backbone = make(plain["model"], "model")
@@ -88,13 +90,25 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         console=console,
     )
     scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg))
     loggers = make_loggers(plain)
     evaluation = Evaluation(plain, systems, corpus, side, slot, scorer, replying)
     found = evaluation.run()
-    write_output(folder, found, loggers, console)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_output(folder, found, OmegaConf.to_yaml(_without_folders(cfg)), loggers, console)
     return found.metrics
+
+
+def _without_folders(cfg: DictConfig) -> Any:
+    """The settings as they were typed, with names of files and folders in place of whole paths, which tell of the machine."""
+
+    def pathless(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: pathless(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [pathless(value) for value in node]
+        return Path(node).name if isinstance(node, str) and node.startswith(("/", "~/")) else node
+
+    return OmegaConf.create(pathless(OmegaConf.to_container(cfg)))
 
 
 def _baseline(plain: dict[str, Any], systems: Sequence[System]) -> None:

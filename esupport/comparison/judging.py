@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from esupport.comparison.figures import Figure, plain, shares
+from esupport.comparison.dialogue import Dialogue, rate_dialogues, with_ratings
+from esupport.comparison.figures import Figure, shares
 from esupport.data.conversation import Conversation
 from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.asking import Asker, Item
 from esupport.evaluation.judge.method import Judge
-from esupport.evaluation.judge.records import Comparison, Rating, counts
+from esupport.evaluation.judge.records import Comparison, Rating
 from esupport.evaluation.judge.verdicts import compare, rate, swap
-from esupport.evaluation.judge.winrate import length_controlled, measured
-from esupport.evaluation.statistics import Floats, Indices, Sums, interval, ratio
 from esupport.store import Store
 
 Answers = Mapping[str, Sequence[Answered]]
-_DRAWS = 500  # of a length-controlled rate's bootstrap, each of which is a fit
 
 
 @dataclass
@@ -74,27 +71,53 @@ def judge_all(
     pairs = {(one, two): compare(judge, list(zip(answered[two], answered[one], strict=True)), people) for one, two in both}
     swaps = {name: swap(judge, replies, people) for name, replies in answered.items()}
     ratings = {name: rate(judge, replies, people) for name, replies in answered.items()}
-    items: list[Item[Any]] = [item for group in (pairs, swaps, ratings) for part in group.values() for item in part]
-    cost = asker.cost(items)
-    about = "about " if cost.estimated else ""
+    groups: list[list[Item[Any]]] = [part for group in (pairs, swaps, ratings) for part in group.values()]
+    cost = _show_cost(asker, groups, most_tokens, console)
+    # each on its own: with another system later, only what is about it is asked
+    settled = iter([asker.settle(part) for part in groups])
+    return Judged(
+        pairs={(two, one): next(settled) for one, two in pairs},
+        swaps={name: next(settled) for name in swaps},
+        ratings={name: next(settled) for name in ratings},
+        cost={"name": judge.speaker.name, **cost},
+    )
+
+
+def judge_dialogues(
+    judge: Judge,
+    store: Store,
+    dialogues: Mapping[str, Sequence[Dialogue]],
+    people: Mapping[str, Conversation],
+    most_tokens: int,
+    console: Console,
+) -> list[Dialogue]:
+    """The dialogues of all systems with their ratings; arguments and errors as of :func:`judge_all`."""
+    asker = Asker(judge, store, console)
+    groups = [rate_dialogues(judge, part, people) for part in dialogues.values()]
+    _show_cost(asker, groups, most_tokens, console)
+    ratings = [rating for part in groups for rating in asker.settle(part)]
+    return with_ratings([one for part in dialogues.values() for one in part], ratings)
+
+
+def _show_cost(asker: Asker, groups: Sequence[Sequence[Item[Any]]], most_tokens: int, console: Console) -> dict[str, Any]:
+    """What it would cost, told before anything is sent. Raises ``UserError`` where it is too much."""
+    costs = [asker.cost(part) for part in groups]
+    names = ("requests", "kept", "prompt_tokens", "new_tokens")
+    total: dict[str, Any] = {name: sum(getattr(cost, name) for cost in costs) for name in names}
+    total["estimated"] = any(cost.estimated for cost in costs)
+    about = "about " if total["estimated"] else ""
     console.print(
-        f"Judge: {cost.requests:,} requests, {about}{cost.prompt_tokens:,} prompt tokens, at most {cost.new_tokens:,} new; "
-        f"{cost.kept:,} requests are answered already. Retries come on top.",
+        f"Judge: {total['requests']:,} requests, {about}{total['prompt_tokens']:,} prompt tokens, at most "
+        f"{total['new_tokens']:,} new; {total['kept']:,} requests are answered already. Retries come on top.",
         markup=False,
         highlight=False,
     )
-    if cost.prompt_tokens > most_tokens:
+    if total["prompt_tokens"] > most_tokens:
         raise UserError(
-            f"judge_limit: the judge would read {about}{cost.prompt_tokens:,} tokens, more than {most_tokens:,}; take fewer "
-            f"contexts or systems, or judge_limit={cost.prompt_tokens}"
+            f"judge_limit: the judge would read {about}{total['prompt_tokens']:,} tokens, more than {most_tokens:,}; take "
+            f"fewer contexts or systems, or judge_limit={total['prompt_tokens']}"
         )
-    settled = iter(asker.settle(items))  # all at once: one stage
-    return Judged(
-        pairs={(two, one): [next(settled) for _ in found] for (one, two), found in pairs.items()},
-        swaps={name: [next(settled) for _ in found] for name, found in swaps.items()},
-        ratings={name: [next(settled) for _ in found] for name, found in ratings.items()},
-        cost={"name": judge.speaker.name, **asdict(cost)},
-    )
+    return total
 
 
 def _same_contexts(answered: Answers, one: str, two: str) -> bool:
@@ -109,6 +132,13 @@ def judged_figures(judged: Judged, judge: Judge) -> list[Figure]:
         marks = {name: [one.scores.get(axis) for one in found] for name, found in judged.ratings.items()}
         text = f"Mean rating by the judge, 1 to 5. {question}"
         figures.append(Figure.of(f"judge_{axis}", text, shares(marks), clusters))
+    low = {
+        name: [one.scores["helpfulness"] <= judge.unhelpful if "helpfulness" in one.scores else None for one in found]
+        for name, found in judged.ratings.items()
+    }
+    if "helpfulness" in judge.asked_axes:
+        text = f"Share of unhelpful replies: the judge rates their helpfulness {judge.unhelpful} or less."
+        figures.append(Figure.of("judge_unhelpful", text, shares(low), clusters))
     refused = {name: [float(one.status != "rated") for one in found] for name, found in judged.ratings.items()}
     text = "Share of replies whose rating the judge refused or left incomplete."
     figures.append(Figure.of("judge_refused", text, shares(refused), clusters))
@@ -123,30 +153,16 @@ def judged_figures(judged: Judged, judge: Judge) -> list[Figure]:
     return figures
 
 
-def win_rates(judged: Judged, seed: int) -> list[dict[str, Any]]:
-    """Counts, raw and length-controlled rate of the first of each two systems."""
-    found = []
-    for (one, two), comparisons in judged.pairs.items():
-        clusters, scores, longer = measured(comparisons)
-        units = np.arange(len(scores))
-        raw = Sums(np.stack([scores, np.ones_like(scores)], 1), ratio)
-        rates = {
-            "raw": interval(raw, units, clusters, seed),
-            "length_controlled": interval(_LengthControlled(scores, longer), units, clusters, seed, _DRAWS),
-        }
-        told = {name: plain(asdict(estimate)) for name, estimate in rates.items()}
-        found.append({"one": one, "two": two, "counts": counts(comparisons), **told})
-    return found
-
-
-@dataclass(frozen=True)
-class _LengthControlled:
-    scores: Floats
-    longer: Floats
-    repeats: bool = True
-
-    def value(self, indices: Indices) -> float:
-        return length_controlled(self.scores[indices], self.longer[indices])
+def dialogue_figures(dialogues: Sequence[Dialogue], judge: Judge) -> list[Figure]:
+    """Mean ratings of whole dialogues by axis."""
+    systems = {one.system: [other for other in dialogues if other.system == one.system] for one in dialogues}
+    clusters = {name: [one.card for one in part] for name, part in systems.items()}
+    figures = []
+    for axis, question in judge.asked_axes.items():
+        marks = {n: [one.rating.scores.get(axis) if one.rating else None for one in part] for n, part in systems.items()}
+        text = f"Mean rating of whole dialogues with the simulated seeker by the judge, 1 to 5. {question}"
+        figures.append(Figure.of(f"dialogue_{axis}", text, shares(marks), clusters))
+    return figures
 
 
 def errors(judged: Judged) -> dict[str, dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def likelihoods(systems: Sequence[System], corpus: Corpus, scorer: Scorer) -> li
     text = "of the human replies, end of turn included, teacher-forced, over all their tokens."
     return [
         Figure.of("nll", f"Negative log-likelihood in nats a token {text}", nll_of(sums, counts), clusters),
-        Figure.of("perplexity", f"Perplexity {text}", perplexity_of(sums, counts), clusters),
+        replace(Figure.of("perplexity", f"Perplexity {text}", perplexity_of(sums, counts), clusters), restates=True),
     ]
 
 
@@ -41,17 +42,16 @@ def feedback(
     adapted = [system for system in systems if system.adapter]
     if not adapted:
         return "there is no adapter to compare with the base"
-    rated = rated_turns(conversations)
-    if len({one.high for one in rated}) < 2:
-        return "the data has no ratings by seekers (feedback), or only high or only low ones"
     kept, rows = [], list[Row]()
-    for one in rated:
+    for one in rated_turns(conversations):
         context = context_of(one.conversation, one.turn, renderer, renderer.max_tokens)
         if context is not None:
             text = one.conversation.turns[one.turn].text
             (response,) = renderer.respond(context.answered(text), [(len(context.turns), text)])
             kept.append(one)
             rows.append(grow(context.key, response.ids, [response]))
+    if len({one.high for one in kept}) < 2:
+        return "the data has no ratings by seekers (feedback), or only high or only low ones"
     lengths = np.array([len(row.targets) for row in rows])
     whole = Rows.of(rows)
     base = np.concatenate(scorer.scores(whole, None)[0])

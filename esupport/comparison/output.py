@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
 from esupport.comparison.evaluation import Found
+from esupport.comparison.figures import PUBLISHED
 from esupport.comparison.report import write_report
 from esupport.comparison.tables import frame, latex, markdown, show
 from esupport.store import write_atomically, write_lines
@@ -22,8 +23,9 @@ _MAIN = (
 )  # fmt: skip
 
 
-def write_output(folder: Path, found: Found, loggers: list[Any], console: Console) -> None:
+def write_output(folder: Path, found: Found, settings: str, loggers: list[Any], console: Console) -> None:
     """Write everything; a part that there is not leaves no file behind, not of an earlier evaluation either."""
+    write_atomically(folder / "config.yaml", settings)
     metrics = found.metrics
     people = [one.model_dump(exclude={"turns"}, exclude_none=True) for one in found.people]
     _lines(folder / "replies.jsonl", (one.model_dump() for replies in found.answered.values() for one in replies))
@@ -37,7 +39,7 @@ def write_output(folder: Path, found: Found, loggers: list[Any], console: Consol
     _log(loggers, metrics)
     show(console, metrics, _MAIN)
     for name, reason in metrics["left_out"].items():
-        if "_" not in name:  # variants of published figures are told on the page
+        if not name.startswith(PUBLISHED):  # the page tells of those
             console.print(f"Left out: {name}: {reason}.", markup=False, highlight=False)
     console.print(f"Report: {write_report(folder)}", markup=False, highlight=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ from typing import Literal, cast
 from pydantic import ValidationError
 from rich.console import Console
 
-from esupport.comparison.systems import System
+from esupport.comparison.systems import HUMAN, System
 from esupport.data.conversation import Conversation, Turn
 from esupport.data.preference import Context
 from esupport.errors import UserError, first_line
@@ -101,14 +101,20 @@ class Replying:
             written = [Answered.model_validate(json.loads(line), strict=False) for line in lines if line]
         except (ValueError, ValidationError) as error:
             raise UserError(f"systems.{system.name}: {path} is no file of replies: {first_line(error)}") from None
-        names = sorted({one.system for one in written})
-        chosen = system.name if system.name in names or len(names) > 1 else names[0] if names else system.name
-        by_context = {one.context: one for one in written if one.system == chosen}
-        missing = [context.key for context, _ in self.contexts if context not in by_context]
+        names = sorted({one.system for one in written} - {HUMAN})
+        if system.of not in names and (system.of or len(names) != 1):
+            raise UserError(f"systems.{system.name}: {path} holds {', '.join(names)}; name one, as {path.name}#{names[0]}")
+        # by key: another model's tokenizer may have cut a long context elsewhere
+        found = {one.context.key: one for one in written if one.system == (system.of or names[0])}
+        missing = [context.key for context, whole in self.contexts if not _same_place(found.get(context.key), context, whole)]
         if missing:
-            told = f"holds the systems {', '.join(names)}" if chosen not in names else f"has no reply to {missing[0]}"
-            raise UserError(f"systems.{system.name}: {path} {told}; evaluate both on the same data, split and contexts")
-        return [by_context[context].model_copy(update={"system": system.name}) for context, _ in self.contexts]
+            raise UserError(f"systems.{system.name}: {path} has no reply to {missing[0]}; evaluate both on the same contexts")
+        return [found[context.key].model_copy(update={"system": system.name}) for context, _ in self.contexts]
+
+
+def _same_place(one: Answered | None, context: Context, whole: Conversation) -> bool:
+    """Whether a reply was written to the same place of the same conversation."""
+    return one is not None and one.human == _human(context, whole)
 
 
 def _human(context: Context, whole: Conversation) -> str:

@@ -28,6 +28,7 @@ class System:
         adapter: folder of the adapter that the generator speaks with; None for none.
         round: of a run of ``evolve.py``.
         file: ``replies.jsonl`` of another evaluation, for the kind ``file``.
+        of: the system's name there; None for the only one beside the human replies.
     """
 
     name: str
@@ -36,6 +37,7 @@ class System:
     adapter: Path | None = None
     round: int | None = None
     file: Path | None = None
+    of: str | None = None
 
     @property
     def has_weights(self) -> bool:
@@ -59,9 +61,10 @@ def systems_of(plain: Mapping[str, Any], generator: Generator, server: Generator
             "systems: there is nothing to evaluate; name a run, run=outputs/NAME, or a system, +systems.NAME=FOLDER"
         )
     for system in found:
-        if system.adapter and not generator.serves_policy:
+        if system.has_weights and not generator.serves_policy:
             raise UserError(
-                f"generator: {generator.name} cannot speak as {system.name}, an adapter; use generator=transformers"
+                f"generator: {generator.name} cannot speak as {system.name}; a server is generator@server=openai "
+                "+systems.NAME=server"
             )
     order = {"base": 0, "adapter": 1, "server": 2, "file": 2, "human": 3}
     return sorted(found, key=lambda system: (order[system.kind], -1 if system.round is None else system.round))
@@ -77,8 +80,9 @@ def _named(name: str, said: str, generator: Generator, server: Generator | None)
             raise UserError(f"systems.{name}: there is no server; use generator@server=openai server.model=NAME")
         return System(name, "server", server)
     path = Path(said).expanduser()
-    if path.suffix == ".jsonl" and path.is_file():
-        return System(name, "file", file=path)
+    file, _, of = said.partition("#")
+    if file.endswith(".jsonl") and Path(file).expanduser().is_file():
+        return System(name, "file", file=Path(file).expanduser(), of=of or None)
     for folder in (path, path / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return System(name, "adapter", generator, folder)
@@ -89,19 +93,26 @@ def _of_run(folder: Path, plain: Mapping[str, Any], generator: Generator) -> lis
     try:
         systems = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         found = [(str(one["system"]), folder / str(one["adapter"]), int(one["round"])) for one in systems]
-        settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        settings: Any = OmegaConf.load(folder / "config.yaml")
+        made = {key: OmegaConf.to_container(settings[key], resolve=True) for key in ("model", "data", "rendering")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run: {folder} is no folder of a run of evolve.py that has ended ({first_line(error)})") from None
-    _refuse_other_sides(settings, plain)
+    _refuse_other_settings(made, plain)
     return [System(name, "adapter", generator, adapter, number) for name, adapter, number in found]
 
 
-def _refuse_other_sides(settings: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` where a division of the same data would put what the run learnt from on the side that is measured."""
-    model, data = (settings.get(key) or {} for key in ("model", "data"))
-    if model.get("name") != plain["model"]["name"]:
-        raise UserError(f"model: the run's is {model.get('name')}, this one is {plain['model']['name']}; give the run's model=")
-    if data.get("path") != plain["data"]["path"]:
+def _refuse_other_settings(made: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for another model or instruction than the run's, and for another division of the same data.
+
+    That would put conversations which the run learnt from on the side that is measured. Data are the same where the file's
+    name is.
+    """
+    for group, keys in (("model", ("name", "dtype", "instruction_in", "template_kwargs")), ("rendering", ("instruction",))):
+        for key in keys:
+            if made[group].get(key) != plain[group][key]:
+                raise UserError(f"{group}.{key}: the run's is {made[group].get(key)}, this one is {plain[group][key]}")
+    data = made["data"]
+    if Path(str(data.get("path"))).name != Path(plain["data"]["path"]).name:
         return  # other conversations: none of them was learnt from
     for key in ("split", "fractions", "seed", "limit"):
         if data.get(key) != plain["data"][key]:

@@ -15,7 +15,8 @@ NONE = "n/a"  # stands for a figure that was not measured
 NOT_SIGNIFICANT = "n.s."
 _NOTE = (
     "95 % intervals over conversations in brackets. {mark}: not significantly different from {baseline} (paired approximate "
-    "randomisation, Holm over all comparisons, p >= 0.05)."
+    "randomisation, Holm over {tests} comparisons, p >= 0.05). Perplexity and variants of published figures restate others "
+    "and are not tested."
 )
 # figures whose unit has few values by nature are read better with fewer digits
 _FORMS = {"nll": ".3f", "perplexity": ".1f", "words": ".1f", "tokens": ".1f", "esconv_words": ".1f"}
@@ -26,7 +27,7 @@ def frame(metrics: Mapping[str, Any]) -> pd.DataFrame:
     unclear = {
         (one["figure"], one["one"])
         for one in metrics["comparisons"]
-        if one["p_corrected"] is None or one["p_corrected"] >= ALPHA
+        if one["p_corrected"] is not None and one["p_corrected"] >= ALPHA
     }
     columns = {}
     for system in metrics["systems"]:
@@ -51,7 +52,8 @@ def cell(figure: str, found: Mapping[str, Any]) -> str:
 
 def note(metrics: Mapping[str, Any]) -> str:
     """What stands below the table."""
-    return _NOTE.format(mark=NOT_SIGNIFICANT, baseline=metrics["baseline"])
+    tests = sum(one["p"] is not None for one in metrics["comparisons"])
+    return _NOTE.format(mark=NOT_SIGNIFICANT, baseline=metrics["baseline"], tests=tests)
 
 
 def markdown(metrics: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from esupport.store import Store
 Parse = Callable[..., Conversation]
 T = TypeVar("T", bound=Record)
 
-_FORMAT = 1  # of what is kept: another number has all sources read anew, as a reader that reads otherwise must
+_FORMAT = 1  # of what is kept: another number has all sources read anew
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Source:
                 raise UserError(f"{key}.path: no conversation could be read from {self.path}")
             save(folder, sides, skipped, duplicates)
 
-        inputs = {"parse": _named(self.parse), "split": self.split, "instruction": instruction}
+        inputs = {"parse": _told(self.parse), "split": self.split, "instruction": instruction}
         return load(store.stage("conversations", inputs | self._inputs(published, store), make), Conversation)
 
     def read_pairs(self, key: str, store: Store) -> Splits[PreferencePair]:
@@ -146,6 +148,12 @@ def _checked(parse: Callable[..., T], raw: Raw) -> T:
         raise DataFault(raw.where, "", str(error)) from None
 
 
-def _named(parse: Parse) -> str:
+def _told(parse: Parse) -> dict[str, Any]:
+    """What decides how a reader reads: its name, its settings, and the file it is written in, which a user may edit."""
     function = getattr(parse, "func", parse)  # of a partial
-    return f"{function.__module__}.{function.__qualname__}"
+    written = inspect.getsourcefile(function)
+    return {
+        "name": f"{function.__module__}.{function.__qualname__}",
+        "settings": getattr(parse, "keywords", {}),
+        "source": hashlib.sha256(Path(written).read_bytes()).hexdigest()[:16] if written else None,
+    }

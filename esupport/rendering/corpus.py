@@ -23,7 +23,7 @@ from esupport.rendering.rows import SCHEMA, Rows, Units, content, reader, record
 from esupport.rendering.template import Renderer
 from esupport.store import Store, write_atomically
 
-_FORMAT = 1  # of rows on a shelf: another number has all rendered anew, as another way of rendering must
+_FORMAT = 2  # of rows on a shelf: another number has all rendered anew, as another way of rendering must
 
 
 @dataclass(kw_only=True)

