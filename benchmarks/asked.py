@@ -15,7 +15,6 @@ from typing import Any
 from hydra.utils import instantiate
 
 from benchmarks.work import Writing
-from esupport.data.conversation import Conversation
 from esupport.data.preference import Context, Finding
 from esupport.data.source import Source
 from esupport.evolution.contexts import Choice, choose
@@ -25,6 +24,7 @@ from esupport.reflection.method import Method
 from esupport.rendering.template import Renderer
 from esupport.store import Store
 from esupport.training.environment import make
+from esupport.training.prepare import renderer_of
 
 _FINDING = 60  # characters of the seeker's last words
 _WARM_UP = 8  # new tokens of a request that is not counted
@@ -41,20 +41,14 @@ class Asked:
 
 def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
     """All requests: a pure function of the data and the settings."""
-    renderer = Renderer(
-        backbone.tokenizer(),
-        instruction_in=backbone.instruction_in,
-        template_kwargs=backbone.template_kwargs,
-        **plain["rendering"],
-    )
+    renderer = renderer_of(plain, backbone)
     source: Source = instantiate(plain["data"])
     with TemporaryDirectory() as folder:
         splits = source.read("data", Store(Path(folder)))
         train, valid = [*splits.train], [*splits.valid]
     method: Method = make(plain["reflection"], "reflection")
     choice: Choice = make(plain["contexts"], "contexts")
-    contexts = choose(train, choice, 1, renderer)[0][0]
-    human = _replies(train)
+    (contexts,), human = choose(train, choice, 1, renderer)
     draft, seed = Sampling(**plain["evolution"]["draft"]), plain["seed"]
     steps = {
         "draft": [_draft(context, renderer, draft, seed) for context in contexts],
@@ -89,10 +83,6 @@ def result(asked: Asked, texts: dict[str, list[str]], seconds: dict[str, float])
         "requests": {name: len(requests) for name, requests in asked.steps.items()},
         "texts": {name: [hashlib.sha256(t.encode()).hexdigest()[:16] for t in written] for name, written in texts.items()},
     }
-
-
-def _replies(conversations: list[Conversation]) -> dict[str, str]:
-    return {f"{c.id}/{turn}": c.turns[turn].text for c in conversations for turn in c.supporter_turns()}
 
 
 def _draft(context: Context, renderer: Renderer, sampling: Sampling, seed: int) -> Request:

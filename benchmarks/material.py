@@ -30,6 +30,7 @@ from esupport.rendering.pairs import respond
 from esupport.rendering.row import tree
 from esupport.rendering.template import Renderer, Response
 from esupport.store import Store
+from esupport.training.prepare import renderer_of
 
 Unit = tuple[Response, ...]  # the responses of a conversation; of pairs, each chosen one before its rejected one
 
@@ -60,12 +61,7 @@ def prepare(plain: dict[str, Any], work: Training, backbone: Backbone) -> Materi
     count = per_step * (work.warmup + work.steps)
     if work.length:
         return _material(plain, *drawn(work, count, backbone))
-    renderer = Renderer(
-        backbone.tokenizer(),
-        instruction_in=backbone.instruction_in,
-        template_kwargs=backbone.template_kwargs,
-        **plain["rendering"],
-    )
+    renderer = renderer_of(plain, backbone)
     source: Source = instantiate(plain["data"])
     with TemporaryDirectory() as folder:
         splits = source.read("data", Store(Path(folder)))

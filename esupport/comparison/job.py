@@ -25,10 +25,10 @@ from esupport.models.slot import Slot
 from esupport.objectives.reference import Scorer
 from esupport.rendering.contexts import spread_contexts
 from esupport.rendering.conversations import render_all
-from esupport.rendering.template import Renderer
 from esupport.store import Store
 from esupport.training.environment import device_of, make, make_generator, make_loggers, quiet
 from esupport.training.job import told
+from esupport.training.prepare import renderer_of
 
 
 @told
@@ -59,12 +59,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     pl.seed_everything(plain["seed"], verbose=False)
     store = Store(Path(plain["paths"]["store"]).expanduser())
     backbone: Backbone = make(plain["model"], "model")
-    renderer = Renderer(
-        backbone.tokenizer(),
-        instruction_in=backbone.instruction_in,
-        template_kwargs=backbone.template_kwargs,
-        **plain["rendering"],
-    )
+    renderer = renderer_of(plain, backbone)
     slot = Slot(backbone, plain["seed"], device_of(plain["trainer"]))
     generator: Generator = make_generator(plain["generator"], "generator", slot, renderer)
     server = make_generator(plain["server"], "server", slot, renderer) if plain["server"] else None

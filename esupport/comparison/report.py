@@ -12,11 +12,10 @@ from typing import Any
 from esupport.comparison import plots
 from esupport.comparison.figures import ALPHA
 from esupport.comparison.systems import HUMAN
-from esupport.comparison.tables import NONE, NOT_SIGNIFICANT
+from esupport.comparison.tables import NOT_SIGNIFICANT
 from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
-from esupport.evolution.tables import CONTROL
-from esupport.page.document import environment, missing, read_json, read_lines, save, texts
+from esupport.page.document import NONE, environment, missing, read_json, read_lines, save, texts
 
 _LIMITS = {"turns": 3, "contexts": 30, "open": 4, "dialogues": 12, "panels": 3}  # what is shown, or shown unfolded
 _OTHER_FILES = ("config.yaml", "conversations.jsonl", "dialogues.jsonl", "judged.jsonl", "replies.jsonl", "safety.jsonl")
@@ -59,7 +58,7 @@ def write_report(folder: Path) -> Path:
     lines = [Answered.model_validate_json(text) for text in texts(folder / "replies.jsonl") or []]
     config = folder / "config.yaml"
     html = (
-        environment(Path(__file__).parent, NONE)
+        environment(Path(__file__).parent)
         .get_template("report.html.j2")
         .render(
             metrics=metrics,
@@ -85,7 +84,7 @@ def write_report(folder: Path) -> Path:
             words={"none": NONE, "not_significant": NOT_SIGNIFICANT, "alpha": ALPHA, "safety": _SAFETY},
         )
     )
-    return save(html, folder / "report.html", CONTROL)
+    return save(html, folder / "report.html")
 
 
 def _groups(metrics: Mapping[str, Any], figures: Mapping[str, plots.Estimates]) -> dict[str, list[Row]]:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from esupport.comparison.figures import ALPHA
+from esupport.page.document import NONE
 
-NONE = "n/a"  # stands for a figure that was not measured
 NOT_SIGNIFICANT = "n.s."
 _NOTE = (
     "95 % intervals over conversations in brackets. {mark}: not significantly different from {baseline} (paired approximate "

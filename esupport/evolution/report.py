@@ -10,7 +10,7 @@ from typing import Any
 from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
 from esupport.evolution.plots import curves, over_systems, where_pairs_went
-from esupport.evolution.tables import CONTROL, NONE, compare, pair_rows, show_round, show_systems
+from esupport.evolution.tables import compare, pair_rows, show_round, show_systems
 from esupport.page.document import environment, missing, read_json, read_lines, save, texts
 
 __all__ = ["pair_rows", "show_round", "show_systems", "write_report"]
@@ -35,7 +35,7 @@ def write_report(folder: Path) -> Path:
     rounds = {number: _round(folder / f"round-{number}") for number in range(1, _last_round(folder, systems) + 1)}
     figures = {number: round_["figures"] for number, round_ in rounds.items() if round_["figures"]}
     config, whole = folder / "config.yaml", folder.resolve()
-    page = environment(Path(__file__).parent, NONE)
+    page = environment(Path(__file__).parent)
     page.filters["turns"] = _turns
     html = page.get_template("report.html.j2").render(
         name=f"{whole.parent.name}/{whole.name}" if whole.name.isdecimal() else whole.name,  # a job of a sweep is a number
@@ -52,7 +52,7 @@ def write_report(folder: Path) -> Path:
         missing=[*(name for round_ in rounds.values() for name in round_["missing"]), *missing(folder, _OTHER_FILES)],
         limits={"kept": _KEPT, "dropped": _DROPPED, "open": _OPEN, "turns": _TURNS},
     )
-    return save(html, folder / "report.html", CONTROL)
+    return save(html, folder / "report.html")
 
 
 def _last_round(folder: Path, systems: list[dict[str, Any]]) -> int:

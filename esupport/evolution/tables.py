@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from esupport.data.preference import PreferencePair
+from esupport.page.document import CONTROL, NONE
 
-NONE = "n/a"  # stands for a figure that was not measured
 _TURNS, _LETTERS = 3, 400  # of a context, and of a text, on the console
 _WIDEST = 110  # columns of a console table: longer lines are hard to read
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model wrote must not steer a terminal, and is no part of a page
 # figures of a system: label, form, and whether the change against M0 is told
 _FIGURES = {
     "nll": ("held-out NLL per token", ".3f", True),

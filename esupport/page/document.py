@@ -10,14 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+NONE = "n/a"  # stands for a figure that was not measured
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model wrote must not steer a terminal, and is no part of a page
 
-def environment(templates: Path, none: str) -> Environment:
-    """Templates of a folder, over those of this one. Everything is escaped: the texts come from models and people.
 
-    Args:
-        templates: the folder of the page's own templates.
-        none: stands for a figure that was not measured.
-    """
+def environment(templates: Path) -> Environment:
+    """Templates of a folder, over those of this one. Everything is escaped: the texts come from models and people."""
     made = Environment(
         loader=FileSystemLoader([templates, Path(__file__).parent]),
         autoescape=True,
@@ -25,14 +23,14 @@ def environment(templates: Path, none: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["figure"] = lambda value: _figure(value, none)
-    made.filters["percent"] = lambda share: none if share is None else f"{100 * share:.0f} %"
+    made.filters["figure"] = _figure
+    made.filters["percent"] = lambda share: NONE if share is None else f"{100 * share:.0f} %"
     return made
 
 
-def save(html: str, target: Path, control: re.Pattern[str]) -> Path:
-    """Write a page; characters that match ``control`` become spaces. The same text gives the same bytes on every system."""
-    target.write_text(control.sub(" ", html), encoding="utf-8", errors="replace", newline="\n")
+def save(html: str, target: Path) -> Path:
+    """Write a page; control characters become spaces. The same text gives the same bytes on every system."""
+    target.write_text(CONTROL.sub(" ", html), encoding="utf-8", errors="replace", newline="\n")
     return target
 
 
@@ -57,10 +55,10 @@ def read_lines(path: Path) -> list[dict[str, Any]] | None:
     return None if found is None else [json.loads(text) for text in found]
 
 
-def _figure(value: Any, none: str) -> str:
+def _figure(value: Any) -> str:
     """A figure for reading: four digits, thousands apart."""
     if value is None or value != value:  # not a number
-        return none
+        return NONE
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) or value.is_integer() else f"{value:.4g}"

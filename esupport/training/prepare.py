@@ -47,18 +47,23 @@ class Prepared:
         return RowDataModule(self.corpora, **plain["batching"], replay_ratio=plain["replay"]["ratio"], seed=plain["seed"])
 
 
+def renderer_of(plain: dict[str, Any], backbone: Backbone) -> Renderer:
+    """The backbone's chat template under the run's settings."""
+    return Renderer(
+        backbone.tokenizer(),
+        instruction_in=backbone.instruction_in,
+        template_kwargs=backbone.template_kwargs,
+        **plain["rendering"],
+    )
+
+
 def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
     """Read and render the conversations and the replay examples of a run.
 
     Raises:
         UserError: data or tokenizer cannot be used, or nothing is left to train on or to hold out.
     """
-    renderer = Renderer(
-        backbone.tokenizer(),
-        instruction_in=backbone.instruction_in,
-        template_kwargs=backbone.template_kwargs,
-        **plain["rendering"],
-    )
+    renderer = renderer_of(plain, backbone)
     store = Store(Path(plain["paths"]["store"]).expanduser())
     source: Source = instantiate(plain["data"])
     splits = source.read("data", store)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from esupport.evaluation.judge.records import Comparison
 
 Floats = NDArray[np.float64]
-_PENALTY = (
-    0.01  # of the length's coefficient, squared and halved, against the summed log-likelihood: a standard deviation of 10
-)
+# of the length's coefficient, squared and halved, against the summed log-likelihood: a standard deviation of 10
+_PENALTY = 0.01
 
 
 def measured(comparisons: Sequence[Comparison]) -> tuple[list[str], Floats, Floats]:
@@ -20,11 +19,6 @@ def measured(comparisons: Sequence[Comparison]) -> tuple[list[str], Floats, Floa
     usable = [(one.conversation, one.score, one.longer) for one in comparisons if one.score is not None]
     scores, longer = ([float(one[at]) for one in usable] for at in (1, 2))
     return [name for name, _, _ in usable], np.array(scores), np.array(longer)
-
-
-def win_rate(scores: Floats) -> float:
-    """Mean score of ``a``: the win rate over both orders, in which opposite verdicts and ties count half; nan of none."""
-    return float(scores.mean()) if len(scores) else float("nan")
 
 
 def length_controlled(scores: Floats, longer: Floats) -> float:
