@@ -100,6 +100,37 @@ def test_branches_of_a_template_that_rewrites_its_end_are_exact_too() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_conversation_that_is_cut_is_exact_too_and_so_are_contexts_that_are_cut_elsewhere(family: str) -> None:
+    model, talk = small_model(family), conversation(12, words="and on " * 2)
+    longest = responses_of("qwen", 1, 12)[0][-1]
+    renderer = Renderer(tokenizer_for("qwen"), "Support the seeker.", "system", {}, len(longest.ids) // 2)
+    rendered = renderer.render(talk)
+    assert rendered.cut_turns
+    assert rendered.lost_replies
+    # the last reply again, to a context cut two turns later: it shares the system text and reads the rest anew
+    last = rendered.responses[-1]
+    (later,) = renderer.respond(talk, [(last.turn, talk.turns[last.turn].text)], rendered.cut_turns + 2)
+    responses = [*rendered.responses, later]
+    row = grow("talk", last.ids, responses)
+    assert row.branches == 1
+    with torch.no_grad():
+        got = by_response(model, pack([row], 4000)[0])
+        for index, response in enumerate(responses):
+            torch.testing.assert_close(got["talk", index], one_by_one(model, response), atol=8e-5, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compiled_block_masks_give_the_log_probabilities_of_the_cpu(family: str) -> None:
+    rows = branched(responses_of("qwen", 3))
+    (batch,) = pack(rows, tokens_per_batch=4000)
+    with torch.no_grad():
+        here = target_logprobs(small_model(family), batch)
+        there = target_logprobs(small_model(family).to("cuda"), batch.to("cuda"))
+    torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_the_loss_on_ten_conversations_is_the_mean_of_transformers_on_the_same_labels(family: str) -> None:
     model = small_model(family)
     conversations = responses_of("qwen", 10)
