@@ -76,9 +76,9 @@ class Store:
             (partial / _MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed in its last moment
             started = time.perf_counter()
             make(partial)
-            seconds = time.perf_counter() - started
+            seconds = round(time.perf_counter() - started, 3)
             files = {name: _sha256(partial / name) for name in _lasting(partial)}
-            manifest = {"stage": name, "key": key, "inputs": inputs, "files": files, "seconds": round(seconds, 3)}
+            manifest = {"stage": name, "key": key, "inputs": inputs, "files": files, "seconds": seconds}
             write_atomically(partial / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
             partial.rename(folder)
             for name_, sha in files.items():
@@ -86,7 +86,7 @@ class Store:
             # only now: a kill before leaves all that the next attempt goes on from
             for scratch in list(folder.rglob(".*")):
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
-        return Stage(name, key, folder, inputs, files, manifest["seconds"], reused=False)
+        return Stage(name, key, folder, inputs, files, seconds, reused=False)
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file; a large one is read once, and again only when it was replaced, or changed in size or time."""
