@@ -163,10 +163,15 @@ def test_the_seeker_never_sees_the_instruction_and_the_system_never_the_card(loc
     assert text(person.sets[1]).count("| Supporter: I hear you, 2.") == 3
 
 
-def test_cards_without_a_profile_are_left_out_and_none_at_all_is_told(local: Local) -> None:
-    bare = card("bare", profile={})
-    assert [one.card for one in held(local, Side(supports), Side(talks), cards=[bare, *CARDS])] == ["bus", "ferry"]
-    with pytest.raises(UserError, match="seeker: no conversation has a profile"):
+def test_cards_that_tell_nothing_are_left_out_and_none_at_all_is_told(local: Local) -> None:
+    bare = card("bare", profile={}, emotion=None, problem=None)
+    little = bare.model_copy(update={"id": "little", "situation": "My dog died."})
+    assert [one.card for one in held(local, Side(supports), Side(talks), cards=[bare, *CARDS, little])] == [
+        "bus",
+        "ferry",
+        "little",
+    ]
+    with pytest.raises(UserError, match="seeker: the data tells nothing"):
         held(local, Side(supports), Side(talks), cards=[bare])
 
 

@@ -86,7 +86,7 @@ def converse(
         max_tokens: bound on what the system reads. On either side the oldest turns are dropped, whole.
 
     Raises:
-        UserError: no card has a profile, or a side cannot be asked.
+        UserError: no card tells anything, or a side cannot be asked.
     """
     talks = [_Talk(card) for card in cards if person(card)]
     if not talks:
