@@ -72,7 +72,7 @@ def make_folder(folder: Path, names: tuple[str, ...] = SYSTEMS, judged: bool = T
         for name in names
         for i, context in enumerate(contexts)
     ]
-    write_lines(folder / "replies.jsonl", replies)
+    write_lines(folder / "replies.jsonl", replies[::-1])  # in no order of the tables
     person = {"profile": {"age": "17", "prefers": said}, "emotion": "shame", "problem": "job crisis", "situation": said}
     write_lines(folder / "conversations.jsonl", [{"id": f"c{i}", **person} for i in range(6)])
     rating = {"status": "rated", "scores": dict.fromkeys(AXES, 4), "error": "hasty_advice", "reason": said}
@@ -145,8 +145,9 @@ def test_page_holds_everything_in_its_order_and_nothing_from_elsewhere(tmp_path:
     assert "cut off at the limit" in read
     for name in SYSTEMS:
         assert f"{name} to c5: What would help?" in read
+    assert re.search("● M0 M0 to c5: .* ■ M1 M1 to c5: .* ▲ human human to c5: ", read)
     assert "2 earlier turns" in read
-    assert "job crisis, shame: who is asking" in read
+    assert words(section(page, "replies")).count("job crisis, shame: who is asking") == 6
     assert "personality 4 · helpfulness 4 · error: hasty advice" in words(section(page, "replies"))
     assert "Not in this directory" not in page
 
@@ -188,6 +189,7 @@ def test_drawings_are_sound_and_their_ids_unique(tmp_path: Path) -> None:
     assert len(drawings) == bars + rounds + broken_down + lengths
     for drawing in drawings:
         ET.fromstring(drawing)
+        assert not re.search("(?:fill|stroke): #(?![0-9a-f]{6};?)", drawing)
     ids = re.findall(r'\sid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:url\(|href=")#([\w.-]+)', page)) <= set(ids)
@@ -267,6 +269,7 @@ def test_systems_that_went_on_their_own_history_stand_under_their_own_words(tmp_
     write_lines(folder / "replies.jsonl", lines)
     read = words(section(page_of(folder), "replies"))
     for name, sign in (("M0", "●"), ("M1", "■")):
+        assert read.count(f"what {name} said") == 6
         assert re.search(rf"{sign} {name} Seeker [^●■]* Supporter what {name} said [^●■]* Reply: {name} to c0", read)
 
 
