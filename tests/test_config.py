@@ -343,7 +343,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", LOCAL)
-def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path: Path, demo: Path) -> None:
+def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     words = overrides_of(command)
     small = [s for s in SMALLER if not any(w.partition("=")[0] == s.partition("=")[0] for w in words) or s == "model=tiny"]
     kept = [w for w in words if not w.startswith("model=")]
@@ -352,9 +352,9 @@ def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path
         small = ["experiment=smoke", *(s for s in small if s.startswith("data.limit"))]
         kept = [w for w in kept if not w.startswith("experiment=")]
     if name == "evaluate":
-        small = ["model=tiny", "trainer=cpu", "sampling.max_new_tokens=4"]
+        small = ["model=tiny", "trainer=cpu", "data.limit=8", "sampling.max_new_tokens=4"]
         small += ["contexts.conversations=2"] if not any(w.startswith("contexts.conv") for w in words) else []
-        kept = [f"run={demo}" if w == "run=outputs/demo" else w for w in kept]
+        kept = [f"run={request.getfixturevalue('demo')}" if w == "run=outputs/demo" else w for w in kept]
     done = subprocess.run(
         [sys.executable, f"{name}.py", *kept, *small, f"paths.outputs={tmp_path}"],
         cwd=ROOT,
