@@ -22,7 +22,7 @@ def win_rates(judged: Judged, seed: int) -> list[dict[str, Any]]:
     Under the null hypothesis each verdict could as well be the other system's: scores of a conversation are turned round
     together (``statistics.compare``). Corrected over all pairs of systems (Holm 1979).
     """
-    found = []
+    found, tested = list[dict[str, Any]](), list[float]()
     for (one, two), comparisons in judged.pairs.items():
         clusters, scores, longer = measured(comparisons)
         units = np.arange(len(scores))
@@ -36,12 +36,11 @@ def win_rates(judged: Judged, seed: int) -> list[dict[str, Any]]:
                 "counts": counts(comparisons),
                 "raw": plain(asdict(interval(raw, units, clusters, seed))),
                 "length_controlled": plain(asdict(interval(controlled, units, clusters, seed, _DRAWS))),
-                "p": compare(raw, units, units + len(scores), clusters, seed).p if clusters else np.nan,
             }
         )
-    for told, p in zip(found, holm([one["p"] for one in found]), strict=True):
-        told["p_corrected"] = p
-    return [plain(one) for one in found]
+        tested.append(compare(raw, units, units + len(scores), clusters, seed).p if clusters else np.nan)
+    p_values = zip(found, tested, holm(tested), strict=True)
+    return [plain({**told, "p": p, "p_corrected": corrected}) for told, p, corrected in p_values]
 
 
 @dataclass(frozen=True)
