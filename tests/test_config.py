@@ -328,7 +328,9 @@ SMALLER = [
     "trainer.max_epochs=1",
     "batching.conversations_per_step=8",
 ]
-ELSEWHERE = r"teacher|openai|llama|qwen|mistral|gemma|hub|FILE|FOLDER|paper_|=gpu|=ddp|--help|--cfg|\.jsonl|optuna|4bit"
+ELSEWHERE = (
+    r"outputs/esconv|teacher|openai|llama|qwen|mistral|gemma|hub|FILE|FOLDER|paper_|=gpu|=ddp|--help|--cfg|\.jsonl|optuna|4bit"
+)
 LOCAL = [command for command in COMMANDS if not re.search(ELSEWHERE, command)]
 
 

@@ -41,7 +41,8 @@ class Slot:
             self._policy = loaded
         policy = self._policy.to(self.device)
         if adapter is not None:
-            self._refuse_other_scale(adapter)
+            lora = self.backbone.lora
+            refuse_other_scale(adapter, alpha=lora.alpha, rslora=lora.rslora, dora=lora.dora)
         weights = self._fresh if adapter is None else load_peft_weights(str(adapter), device="cpu")
         try:
             wrong = cast("Any", set_peft_model_state_dict(policy, weights))
@@ -50,18 +51,6 @@ class Slot:
         if wrong.unexpected_keys or set(weights) != set(self._fresh):
             raise UserError(f"model.lora: the adapter in {adapter} has other modules than this configuration")
         return policy
-
-    def _refuse_other_scale(self, adapter: Path) -> None:
-        """Its weights would load, and mean something else."""
-        found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        lora = self.backbone.lora
-        for key, there, here in (
-            ("alpha", found.get("lora_alpha"), lora.alpha),
-            ("rslora", bool(found.get("use_rslora")), lora.rslora),
-            ("dora", bool(found.get("use_dora")), lora.dora),
-        ):
-            if there != here:
-                raise UserError(f"model.lora.{key}: the adapter in {adapter} was trained with {there}, this is {here}")
 
     @contextmanager
     def speaking(self, adapter: Path | None) -> Iterator[PeftModel]:
@@ -77,3 +66,15 @@ class Slot:
                 yield policy
         finally:
             policy.train(was_training)
+
+
+def refuse_other_scale(adapter: Path, *, alpha: float, rslora: bool, dora: bool) -> None:
+    """Raise ``UserError`` where an adapter was trained at another scale: its weights would load, and mean something else."""
+    found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, there, here in (
+        ("alpha", found.get("lora_alpha"), alpha),
+        ("rslora", bool(found.get("use_rslora")), rslora),
+        ("dora", bool(found.get("use_dora")), dora),
+    ):
+        if there != here:
+            raise UserError(f"model.lora.{key}: the adapter in {adapter} was trained with {there}, this is {here}")
