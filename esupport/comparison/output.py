@@ -12,15 +12,10 @@ from rich.console import Console
 
 from esupport.comparison.evaluation import Found
 from esupport.comparison.figures import PUBLISHED
+from esupport.comparison.plots import MAIN
 from esupport.comparison.report import write_report
 from esupport.comparison.tables import frame, latex, markdown, show
 from esupport.store import write_atomically, write_lines
-
-# shown on the console; the page has all
-_MAIN = (
-    "nll", "perplexity", "bleu_2", "rouge_l", "embedding", "distinct_2", "words", "feedback_auc", "safety", "judge_personality",
-    "judge_emotion", "judge_situation", "judge_helpfulness", "judge_safety", "judge_swap", "dialogue_helpfulness",
-)  # fmt: skip
 
 
 def write_output(folder: Path, found: Found, settings: str, loggers: list[Any], console: Console) -> None:
@@ -37,7 +32,7 @@ def write_output(folder: Path, found: Found, settings: str, loggers: list[Any], 
     write_atomically(folder / "table.md", markdown(metrics))
     write_atomically(folder / "table.tex", latex(metrics))
     _log(loggers, metrics)
-    show(console, metrics, _MAIN)
+    show(console, metrics, MAIN)
     for name, reason in metrics["left_out"].items():
         if not name.startswith(PUBLISHED):  # the page tells of those
             console.print(f"Left out: {name}: {reason}.", markup=False, highlight=False)

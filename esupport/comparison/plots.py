@@ -18,7 +18,7 @@ Estimates = Mapping[str, Mapping[str, Any]]  # value, low, high and n, by name
 # told apart by people who do not see red and green, on white, in print; the marks have another period
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3377", "#b58900", "#56b4e9", "#332288", "#666666")
 _MARKS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"), ("p", "⬟"), ("*", "★"))
-_MAIN = (
+MAIN = (
     "nll", "bleu_2", "rouge_l", "embedding", "distinct_2", "words", "judge_personality", "judge_emotion", "judge_situation",
     "judge_helpfulness", "judge_safety", "judge_swap", "feedback_auc", "safety", "dialogue_helpfulness",
 )  # fmt: skip
@@ -77,7 +77,7 @@ def label(name: str) -> str:
 def bars(figures: Mapping[str, Estimates], shown: Mapping[str, Look]) -> list[Plot]:
     """The main figures, a panel each: a bar and an interval a system. ``figures`` are those of each system, by name."""
     drawn = []
-    for name in _MAIN:
+    for name in MAIN:
         found = {system: figures[system].get(name, {}) for system in shown}
         if _measured(found):
             rows = [{system: one} for system, one in found.items()]
@@ -89,7 +89,7 @@ def bars(figures: Mapping[str, Estimates], shown: Mapping[str, Look]) -> list[Pl
 def over_rounds(figures: Mapping[str, Estimates], rounds: Mapping[str, int], shown: Mapping[str, Look]) -> list[Plot]:
     """The main figures of the systems that have a round, in its order; ``rounds`` by system."""
     order = sorted(rounds, key=lambda system: rounds[system])
-    found = {name: {system: figures[system].get(name, {}) for system in order} for name in _MAIN}
+    found = {name: {system: figures[system].get(name, {}) for system in order} for name in MAIN}
     there = sorted(set(rounds.values()))
 
     def draw(name: str) -> Callable[[Axes], None]:
@@ -111,7 +111,7 @@ def over_rounds(figures: Mapping[str, Estimates], rounds: Mapping[str, int], sho
         return on
 
     return [
-        plot(f"round-{name}", label(name), draw(name)) for name in _MAIN if len({rounds[s] for s in _measured(found[name])}) > 1
+        plot(f"round-{name}", label(name), draw(name)) for name in MAIN if len({rounds[s] for s in _measured(found[name])}) > 1
     ]
 
 
