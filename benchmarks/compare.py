@@ -82,7 +82,7 @@ def _peer(
     if given.tune:
         per_step = plain["batching"]["conversations_per_step"]
         rows = per_step if side.layout == "conversation" else per_step * (given.turns or max(BATCHES))
-        small = replace(work, steps=1, warmup=0, held_out=0, per_step=_TUNED_ON.get(side.layout, per_step))
+        small = replace(work, steps=1, warmup=1, held_out=0, per_step=_TUNED_ON.get(side.layout, per_step))
         candidates = [
             Job(target, small, Peer(side.layout, batch, padding_free, further=further))
             for batch in BATCHES

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 1 where the sides did not do the same work."""
     made = options.parser("memory", _ABOUT, repeats=1)
     options.add_device(made)
-    made.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass, on both sides")
+    made.add_argument("--checkpointing", action="store_true", help="recompute whole layers in the backward pass, on both sides")
     made.add_argument("--lengths", type=_numbers, default="512,1024,2048", help="tokens of the conversation")
     made.add_argument("--vocabularies", type=_numbers, default="4096,32768,131072", help="tokens of the model's vocabulary")
     made.add_argument("--width", type=options.positive, default=256, help="of the model")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -92,7 +93,7 @@ def train(work: Training, peer: Peer) -> dict[str, Any]:
     plain = work.plain()
     backbone = backbone_of(plain, work)
     material = prepare(plain, work, backbone)
-    policy = backbone.load(plain["seed"])
+    policy = replace(backbone, gradient_checkpointing="none").load(plain["seed"])  # that is the trainer's to set
     weights = {name: value.clone() for name, value in get_peft_model_state_dict(policy).items()}
     adapter, base = policy.peft_config["default"], policy.unload()
     base.set_attn_implementation("sdpa")  # ours is registered with the model: the peer has transformers' own

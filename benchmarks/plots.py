@@ -52,6 +52,19 @@ def bars(panels: Sequence[tuple[str, Row]], path: Path, title: str) -> None:
     drawing.savefig(path, dpi=_DPI)
 
 
+def parts(figures: Mapping[str, Figure], path: Path, title: str) -> None:
+    """A bar a part, with the median."""
+    drawing = Drawing(figsize=(6.4, 0.9 + 0.4 * len(figures)), layout="constrained")
+    drawing.suptitle(title)
+    (axes,) = _axes(drawing, 1, 1)
+    drawn = axes.barh(list(figures), [value.median for value in figures.values()], color=_COLOURS[0])
+    axes.bar_label(drawn, labels=[f"{value.median:,.1f}" for value in figures.values()], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawing.savefig(path, dpi=_DPI)
+
+
 def lines(panels: Sequence[Curves], path: Path, title: str, columns: int) -> None:
     """Panels of lines in ``columns``, each with a band from the least to the most of the repeats."""
     rows = -(-len(panels) // columns)
@@ -66,8 +79,8 @@ def lines(panels: Sequence[Curves], path: Path, title: str, columns: int) -> Non
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel(panel.across)
         axes.set_ylabel(panel.up)
-        axes.margins(y=0.25)  # room for the legend
-        axes.set_ylim(bottom=0)
+        highest = max(point.high for points in panel.sides.values() for point in points.values())
+        axes.set_ylim(0, 1.25 * highest or 1)  # with room for the legend
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

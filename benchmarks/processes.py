@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.work import Peer, Work
+from esupport.config.command_line import LARGE_PAGES
 from esupport.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def run(job: Job) -> Result:
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "benchmarks.worker", str(asked), str(answered)],
             cwd=ROOT,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, **({} if job.peer else LARGE_PAGES)},  # as this project's commands have it
             capture_output=True,
             text=True,
         )

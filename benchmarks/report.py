@@ -139,7 +139,7 @@ class Report:
             "repeats": self.repeats,
             "work": self.work,
             "peers": self.peers,
-            "agree": self.agrees,
+            "agree": self.agrees if self.agreements else None,
             "agreements": {peer: vars(agreement) for peer, agreement in self.agreements.items()},
             "figures": {row.name: {side: value.record() for side, value in row.sides.items()} for row in self.rows},
             "ratios": self.ratios() if self.agrees else None,
@@ -159,7 +159,8 @@ class Report:
             faults = [f"{peer}: {fault}" for peer, a in self.agreements.items() for fault in a.faults]
             return json.dumps({"benchmark": self.name, "agree": False, "faults": faults})
         rounded = _rounded(self.ratios())
-        return json.dumps({"benchmark": self.name, "agree": True, "ratio": rounded.get(ratio), "ratios": rounded})
+        agree = True if self.agreements else None  # where there is no peer, there is nothing to agree with
+        return json.dumps({"benchmark": self.name, "agree": agree, "ratio": rounded.get(ratio), "ratios": rounded})
 
 
 def _cell(value: Figure | None, digits: int) -> str:

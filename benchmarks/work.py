@@ -47,6 +47,9 @@ class Peer:
         return ", ".join(said + [f"{key}={value}" for key, value in self.further.items()])
 
 
+_ALIKE = ("model.lora.dropout=0", "replay.ratio=0")  # what one side drops or replays the other does not
+
+
 @dataclass(frozen=True)
 class Work:
     """A model, data, and how they are computed with.
@@ -58,7 +61,7 @@ class Work:
         overrides: further Hydra overrides of this project's settings.
         device: ``cpu`` or ``cuda``.
         bf16: frozen weights and arithmetic in bfloat16, the adapter in float32; else all in float32.
-        checkpointing: recompute activations in the backward pass, on both sides.
+        checkpointing: recompute whole layers in the backward pass, on both sides; else each side's own default.
         shape: the model's weights are drawn in these shapes (keys of a Llama configuration) and not read.
     """
 
@@ -81,9 +84,7 @@ class Work:
             f"trainer={'gpu' if self.device == 'cuda' else 'cpu'}",
             f"trainer.precision={'bf16-mixed' if self.bf16 else '32-true'}",
             f"model.dtype={'bfloat16' if self.bf16 else 'float32'}",
-            f"model.gradient_checkpointing={str(self.checkpointing).lower()}",
-            "model.lora.dropout=0",  # what one side drops the other does not
-            "replay.ratio=0",
+            *(["model.gradient_checkpointing=full"] if self.checkpointing else []),
         ]
 
 
@@ -116,7 +117,7 @@ class Training(Work):
         loss = ["objective.nll_weight=0"] if self.task == "dpo" else []
         step = [f"batching.conversations_per_step={self.per_step}"] if self.per_step else []
         config = "evolve" if self.task == "dpo" else "train"  # each trains where its command trains it
-        return composed(config, [*self._settings(), f"objective={self.task}", *steady, *loss, *step, *self.overrides])
+        return composed(config, [*self._settings(), *_ALIKE, f"objective={self.task}", *steady, *loss, *step, *self.overrides])
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Writing(Work):
             "contexts.over_rounds=same",
             f"data.limit={self.conversations}",
         ]
-        return composed("evolve", [*self._settings(), *contexts, *self.overrides])
+        return composed("evolve", [*self._settings(), *_ALIKE, *contexts, *self.overrides])
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,20 @@ class Planning(Work):
 
     def plain(self) -> dict[str, Any]:
         """The project's settings for this work, resolved."""
-        return composed("train", [*self._settings(), "data.split=seed", *self.overrides])
+        return composed("train", [*self._settings(), *_ALIKE, "data.split=seed", *self.overrides])
+
+
+@dataclass(frozen=True)
+class Evolving(Work):
+    """A whole run of ``evolve.py``, as it is unless overridden."""
+
+    def settings(self) -> list[str]:
+        """Overrides of ``conf/evolve.yaml``."""
+        return [*self._settings(), *self.overrides]
+
+    def plain(self) -> dict[str, Any]:
+        """The project's settings for this work, resolved."""
+        return composed("evolve", self.settings())
 
 
 def composed(config: str, overrides: list[str]) -> dict[str, Any]:

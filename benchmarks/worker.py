@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.work import Peer, Planning, Training, Writing
+from benchmarks.work import Evolving, Peer, Planning, Training, Writing
 from esupport.errors import UserError
 
-KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Training, Writing, Planning)}
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Training, Writing, Planning, Evolving)}
 
 
 def main(asked: Path, answered: Path) -> None:

@@ -127,6 +127,19 @@ def test_scaling_plans_ten_times_the_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_time_of_a_whole_run_is_told_apart(tmp_path: Path) -> None:
+    status, last, printed = command("evolve", tmp_path, "--override", "experiment=smoke")
+    assert status == 0, printed
+    assert last["agree"] is None, "there is no peer"
+    record = left(tmp_path, "evolve")
+    (run,) = record["runs"]["esupport"]
+    assert {*run["parts"]} == {"forward", "backward", "decoding", "loading"}
+    assert all(seconds > 0 for seconds in run["parts"].values())
+    assert 0 < last["ratio"] < 1
+    assert sum(run["parts"].values()) < run["seconds"]
+
+
+@pytest.mark.slow
 def test_memory_is_measured_over_the_grid(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     grid = ["--lengths", "128", "--vocabularies", "4096", "--width", "64", "--layers", "1", "--turns", "2"]

@@ -18,7 +18,10 @@ from esupport.comparison.report import write_report
 from esupport.errors import UserError
 
 SYSTEMS = ("M0", "M1", "human")
-FIGURES = ("nll", "bleu_2", "distinct_2", "judge_helpfulness", "safety", "dialogue_helpfulness", "esconv_bleu_2", "new_one")
+FIGURES = (
+    "nll", "bleu_2", "distinct_2", "judge_helpfulness", "judge_unhelpful", "safety", "dialogue_helpfulness", "esconv_bleu_2",
+    "new_one",
+)  # fmt: skip
 AXES = ("personality", "helpfulness")
 
 
@@ -41,8 +44,9 @@ def make_metrics(names: tuple[str, ...], judged: bool) -> dict[str, Any]:
         for figure, p in differences.items()
     ]
     counts = {"win": 5, "loss": 2, "tie": 1, "inconsistent": 2, "refused": 1, "unparsable": 1}
+    p_values = {(1, 0): 0.01, (2, 0): 0.6}
     rates = [
-        {"one": names[i], "two": names[j], "counts": counts}
+        {"one": names[i], "two": names[j], "counts": counts, "p": p_values.get((i, j)), "p_corrected": p_values.get((i, j))}
         | {"raw": estimate(0.65), "length_controlled": estimate(0.55 if i == 1 else None)}
         for i in range(len(names))
         for j in range(i)
@@ -154,14 +158,48 @@ def test_page_holds_everything_in_its_order_and_nothing_from_elsewhere(tmp_path:
 
 def test_figures_are_grouped_and_what_is_not_significant_is_marked(tmp_path: Path) -> None:
     page = page_of(make_folder(tmp_path / "demo"))
-    places = [page.index(title) for title in ("Likelihood", "Overlap", "Variety", "Judge (", "Safety (", "Dialogues with")]
+    titles = ("Likelihood", "Overlap", "Variety", "Judge (", "Judge, shares", "Safety (", "Dialogues with")
+    places = [page.index(title) for title in titles]
     assert places == sorted(places)
     assert places[-1] < page.index("As published") < page.index("Other figures")
     assert row(page, "NLL") == "NLL 12 0.500 0.375 to 0.625 0.625 n.s. 0.500 to 0.750 0.750 n.s. 0.625 to 0.875"
     assert row(page, "BLEU-2") == "BLEU-2 12 0.500 0.375 to 0.625 0.625 * 0.500 to 0.750 0.750 * 0.625 to 0.875"
-    assert row(page, "distinct-2").count("n.t.") == 2
+    assert row(page, "distinct-2").count("n.t.") == row(page, "ESConv: BLEU-2").count("n.t.") == 2
     assert "difference from M0 is not significant" in words(page)
     assert "NLL M1 minus M0 -0.125 -0.25 0.0 12 0.75 0.75".replace("-", "\N{MINUS SIGN}") in words(page)
+
+
+def test_the_share_of_unhelpful_replies_is_no_rating(tmp_path: Path) -> None:
+    page = page_of(make_folder(tmp_path / "demo"))
+    helpful, title, unhelpful = (
+        page.index(f"<th scope={text}")
+        for text in ('"row">judge: helpfulness', '"rowgroup" colspan="4"><span>Judge, shares', '"row">judge: unhelpful')
+    )
+    assert helpful < title < unhelpful
+    assert "share, lower is better" in section(page, "plots"), "the panel's scale"
+
+
+def test_so_few_conversations_that_nothing_can_be_significant_are_told_of(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "demo")
+    assert "No difference on so few" not in page_of(folder)
+    metrics = make_metrics(SYSTEMS, judged=True)
+    for one in (*metrics["comparisons"], *(rate["raw"] for rate in metrics["win_rates"])):
+        one["n"] = 5
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = page_of(folder)
+    for part in ("figures", "plots"):
+        assert "No difference on so few conversations (up to 5) can be significant" in words(section(page, part))
+
+
+def test_what_was_cut_is_told_beside_what_was_left_out(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "demo")
+    metrics = make_metrics(SYSTEMS, judged=True)
+    for lost, told in ((0, False), (3, True)):
+        metrics["cut"] = {"contexts_left_out": 0, "replies_lost": lost, "faults": 1200 * lost}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        found = words(section(page_of(folder), "definitions"))
+        assert ("does not fit (3), faulty records (3,600)." in found) == ("Not everything was measured" in found) == told
+        assert "contexts too long" not in found
 
 
 @pytest.mark.parametrize(("p", "mark"), [(0.05, "n.s."), (0.0499, "*")])
@@ -176,16 +214,17 @@ def test_the_bound_of_significance(tmp_path: Path, p: float, mark: str) -> None:
 def test_win_rates_are_turned_round(tmp_path: Path) -> None:
     page = page_of(make_folder(tmp_path / "demo"))
     raw, controlled = words(section(page, "plots")).split("Win rate, ")[1:]
-    assert raw.startswith("raw row over column ● M0 ■ M1 ▲ human ● M0 35 % 22 to 48 % n 12 20 % inc.")
-    assert "■ M1 65 % 52 to 78 % n 12 20 % inc." in raw
-    assert controlled.count("n 12") == 2
-    assert "M1 over M0 5 2 1 2 1 1" in controlled
+    assert raw.startswith("raw row over column ● M0 ■ M1 ▲ human ● M0 35 % * 22 to 48 % 10 on 12 conv. 20 % inc. 35 % n.s. 22")
+    assert "■ M1 65 % * 52 to 78 % 10 on 12 conv. 20 % inc. 35 % n.t. 22" in raw
+    assert controlled.count("10 on 12 conv.") == 2
+    assert "■ M1 55 % 43 to 68 % 10" in controlled, "the test is of the raw rates"
+    assert "unparsable p p, corrected M1 over M0 5 2 1 2 1 1 0.01 0.01 human over M0 5 2 1 2 1 1 0.6 0.6" in controlled
 
 
 def test_drawings_are_sound_and_their_ids_unique(tmp_path: Path) -> None:
     page = page_of(make_folder(tmp_path / "demo"))
     drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    bars, rounds, broken_down, lengths = 6, 6, 2, 3
+    bars, rounds, broken_down, lengths = 7, 7, 2, 3
     assert len(drawings) == bars + rounds + broken_down + lengths
     for drawing in drawings:
         ET.fromstring(drawing)

@@ -19,6 +19,7 @@ from rich.console import Console
 from test_judge import HOSTILE, SCORES, asker, judge, skeleton
 
 from esupport.comparison.dialogue import SILENT, TOO_LONG, Dialogue, converse, rate_dialogues, with_ratings
+from esupport.comparison.judging import Judged, judge_dialogues
 from esupport.comparison.seeker import Seeker, message_of
 from esupport.config.binding import bind
 from esupport.config.command_line import composed
@@ -425,6 +426,36 @@ def test_a_whole_dialogue_is_judged_on_the_axes(form: str, local: Local, tmp_pat
     assert [(d.system, d.card, d.rating) for d in rated] == [(d.system, d.conversation, d) for d in (*found[2:], *found[:2])]
     assert Dialogue(**json.loads(rated[0].model_dump_json())) == rated[0]
     assert with_ratings(one, found[2:])[0].rating is None
+
+
+def test_what_judging_the_replies_has_cost_counts_against_the_limit(local: Local, tmp_path: Path) -> None:
+    """Beyond it the dialogues stay unrated, and the run, which has paid for the replies, goes on."""
+    asked: list[Request] = []
+
+    def script(request: Request) -> str:
+        asked.append(request)
+        return rates(request)
+
+    by, console, store = judge(script), Console(file=StringIO()), Store(tmp_path)
+    talked = {name: held(local, Side(lambda r, name=name: f"{name}."), Side(talks), name) for name in ("M1", "M2")}  # type: ignore[misc]
+    before = {"name": "script", "requests": 10, "kept": 3, "prompt_tokens": 5000, "new_tokens": 70, "estimated": False}
+    judged, people = Judged(cost=dict(before)), {c.id: c for c in CARDS}
+    unrated, reason = judge_dialogues(by, store, judged, talked, people, 5001, console)
+    assert (unrated, judged.cost, asked) == ([*talked["M1"], *talked["M2"]], before, [])
+    assert reason
+    needed = int(re.findall(r"judge_limit=(\d+)", reason)[0])
+    assert needed > 5001
+    assert f"about {needed:,} tokens, more than 5,001" in reason
+    assert judge_dialogues(by, store, judged, talked, people, needed - 1, console)[1], "alone they would not go beyond it"
+    rated, none = judge_dialogues(by, store, judged, talked, people, needed, console)
+    assert none is None
+    assert [one.rating.scores for one in rated if one.rating] == [SCORES] * 4
+    sent = {"requests": 14, "prompt_tokens": needed, "new_tokens": 70 + 4 * by.sampling.max_new_tokens, "estimated": True}
+    assert judged.cost == {**before, **sent}
+    assert len(asked) == 4
+    again = Judged(cost={**before, "requests": 0, "prompt_tokens": 0})
+    assert judge_dialogues(by, store, again, talked, people, 10, console)[1] is None, "what is kept costs nothing"
+    assert (again.cost["requests"], again.cost["kept"], again.cost["prompt_tokens"]) == (0, 3 + 4, 0)
 
 
 def test_a_rating_of_a_dialogue_that_cannot_be_read_is_counted(local: Local, tmp_path: Path) -> None:

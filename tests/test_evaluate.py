@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Compose, Evolve
+from rich.console import Console
+from test_comparison_report import SYSTEMS, make_metrics
 
 from esupport.comparison.agreement import agreement
-from esupport.comparison.figures import Figure, differences, estimates, shares
+from esupport.comparison.evaluation import Found
+from esupport.comparison.figures import ALPHA, Figure, differences, estimates, shares, too_few
 from esupport.comparison.judging import Judged
-from esupport.comparison.tables import frame, latex, markdown
+from esupport.comparison.output import write_output
+from esupport.comparison.tables import frame, latex, markdown, note
 from esupport.comparison.winning import win_rates
 from esupport.data.conversation import Conversation, Turn
 from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.feedback import Auc, rated_turns
 from esupport.evaluation.judge.records import Comparison, Rating
+from esupport.evaluation.statistics import Sums
 from esupport.store import read_lines, write_lines
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -83,6 +91,9 @@ def test_the_systems_of_a_run_are_measured_on_the_replies_that_it_wrote(
     assert figures_of(metrics, "human")["words"]["value"] > 0
     assert metrics["baseline"] == "M0"
     assert {one["two"] for one in metrics["comparisons"]} == {"M0"}
+    tested = {one["figure"] for one in metrics["comparisons"]}
+    assert {"nll", "words"} <= tested
+    assert not {"perplexity", "tokens"} & tested, "they restate those"
     assert metrics["left_out"]["feedback_auc"].startswith("the data has no ratings")
 
 
@@ -191,6 +202,43 @@ def test_the_safety_set_is_tried_with_every_system_that_speaks(evaluate: Evaluat
     assert found["high"] > 0, "Wilson's interval"
 
 
+def test_one_system_alone_is_measured_judged_and_shown(evaluate: Evaluate, tmp_path: Path) -> None:
+    metrics = evaluate(*JUDGE, "systems.human=null", "seeker=default", "seeker.turns=1")
+    assert [one["system"] for one in metrics["systems"]] == ["base"]
+    assert metrics["comparisons"] == metrics["win_rates"] == []
+    assert figures_of(metrics, "base")["judge_helpfulness"]["value"] == 1.0
+    assert "base" in (tmp_path / "evaluation/report.html").read_text()
+
+
+@pytest.mark.parametrize("logger", ["csv", "wandb"])
+def test_the_figures_go_to_the_loggers(logger: str, evaluate: Evaluate, tmp_path: Path) -> None:
+    import wandb
+
+    metrics = evaluate(f"logger={logger}")
+    wandb.finish()
+    with (tmp_path / "evaluation/csv/version_0/metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["base/nll"]) == pytest.approx(figures_of(metrics, "base")["nll"]["value"])
+    tables = [path.read_text() for path in (tmp_path / "evaluation").rglob("evaluation*.table.json")]
+    assert len(tables) == (logger == "wandb")
+    assert all("rouge_l" in table for table in tables)
+
+
+def test_published_figures_of_the_shared_task_are_one_command(evaluate: Evaluate, tmp_path: Path) -> None:
+    said = ["seeker: I lost the bakery", "supporter: What went first?", "seeker: the oven, then my sleep"]
+    character = {"Name": "Ana", "emotion_type": "sadness", "problem_type": "work", "situation": "closed"}
+    records = {
+        str(n): {"whole_dialog": [*said, f"supporter: Number {n} is enough for today."], "character": character}
+        for n in range(12)
+    }
+    (tmp_path / "pesc.json").write_text(json.dumps(records))
+    metrics = evaluate("data=pesc", f"data.path={tmp_path}/pesc.json", "data.fractions={train:0.5,valid:0.5,test:0}")
+    assert "pesc_rouge_l" in figures_of(metrics, "base")
+    assert {line["emotion"] for line in read_lines(tmp_path / "evaluation/conversations.jsonl")} == {"sadness"}
+    with pytest.raises(UserError, match="split: nothing to reply to on the side test"):
+        evaluate("data=pesc", f"data.path={tmp_path}/pesc.json", "data.fractions={train:0.5,valid:0.5,test:0}", "split=test")
+
+
 def test_a_server_is_a_system(evaluate: Evaluate) -> None:
     server = ["generator@server=scripted", "server.answer={_target_:answers.first,_partial_:true}", "+systems.other=server"]
     metrics = evaluate(*server)
@@ -233,21 +281,84 @@ def test_feedback_of_a_fixture_gives_a_figure_with_an_interval(evolve: Evolve, e
     assert "feedback_auc" not in figures_of(metrics, "base"), "the base is what it is measured against"
 
 
-def table_of(*, p: float | None) -> dict[str, Any]:
+def table_of(*, p: float | None, n: int = 40) -> dict[str, Any]:
     estimate = {"value": 0.25, "low": 0.125, "high": 0.5, "n": 4}
-    systems = [{"system": name, "round": None, "kind": "base", "figures": {"a_b": estimate}} for name in ("x_1", "y|&")]
-    one = {"figure": "a_b", "one": "y|&", "two": "x_1", "value": 0.0, "p": p, "p_corrected": p}
-    return {"systems": systems, "baseline": "x_1", "comparisons": [one]}
+    figures = {"a_b": estimate, "tested": estimate, "restates": estimate}
+    systems = [{"system": name, "round": None, "kind": "base", "figures": figures} for name in ("x_1", "y|&")]
+    one = {"one": "y|&", "two": "x_1", "value": 0.0, "n": n}
+    comparisons = [
+        {**one, "figure": "a_b", "p": p, "p_corrected": p},
+        {**one, "figure": "tested", "p": 0.5, "p_corrected": 0.5},
+    ]
+    return {"systems": systems, "baseline": "x_1", "comparisons": comparisons, "win_rates": []}
 
 
-@pytest.mark.parametrize(("p", "marked"), [(0.01, False), (0.05, True), (None, False)])
-def test_tables_mark_what_is_not_significant(p: float | None, marked: bool) -> None:
+@pytest.mark.parametrize(("p", "mark"), [(0.01, "*"), (0.05, "n.s."), (None, "n.t.")])
+def test_tables_mark_what_is_significant_what_is_not_and_what_was_not_tested(p: float | None, mark: str) -> None:
     metrics = table_of(p=p)
     assert frame(metrics).loc["a_b", "x_1"] == "0.250 [0.125, 0.500]"
-    assert frame(metrics).loc["a_b", "y|&"].endswith("n.s.") == marked
+    assert frame(metrics).loc["a_b", "y|&"] == f"0.250 [0.125, 0.500] {mark}"
+    assert frame(metrics).loc["restates", "y|&"].endswith(" n.t.")
     assert "| figure | x_1 | y\\|& |" in markdown(metrics)
+    assert f"[0.125, 0.500] | 0.250 [0.125, 0.500] {mark} |\n| tested" in markdown(metrics)
     assert "a\\_b" in latex(metrics)
     assert "y|\\&" in latex(metrics)
+
+
+def test_what_the_marks_mean_is_text_below_the_table_and_only_where_there_are_any() -> None:
+    metrics = table_of(p=0.01)
+    assert "*: significantly different from x_1" in markdown(metrics)
+    assert "Holm's correction for 2 comparisons" in markdown(metrics)
+    (below,) = (line for line in latex(metrics).splitlines() if "Holm" in line)
+    assert below.startswith(r"\par\smallskip\noindent{\footnotesize 95 \% intervals")
+    assert r"*: significantly different from x\_1" in below
+    alone = {**metrics, "comparisons": []}
+    assert frame(alone).loc["a_b", "y|&"] == "0.250 [0.125, 0.500]"
+    for text in (markdown(alone), latex(alone)):
+        assert "intervals" in text
+        assert not any(word in text for word in ("Holm", "n.s.", "n.t.", "*:"))
+
+
+def test_win_rates_have_a_table_of_their_own() -> None:
+    metrics = make_metrics(SYSTEMS, judged=True)
+    text = markdown(metrics)
+    assert "| systems | win rate | length-controlled | p, corrected |" in text
+    assert "| M1 over M0 | 0.650 [0.525, 0.775] | 0.550 [0.425, 0.675] | 0.01 * |" in text
+    assert "| human over M0 | 0.650 [0.525, 0.775] | n/a | 0.6 n.s. |" in text
+    assert "| human over M1 | 0.650 [0.525, 0.775] | n/a | n/a n.t. |" in text
+    assert "Holm's correction for 2 comparisons" in text.split("| systems |")[1]
+    assert "M1 over M0 & 0.650 [0.525, 0.775] & 0.550 [0.425, 0.675] & 0.01 * \\\\" in latex(metrics)
+    assert latex(metrics).count("Holm") == 2
+    assert "win rate" not in markdown(table_of(p=0.01))
+
+
+def test_on_so_few_conversations_that_nothing_can_be_significant_it_is_said() -> None:
+    assert "(up to 4) can be significant" in note(table_of(p=0.125, n=4))
+    assert "can be significant" not in note(table_of(p=0.01, n=40))
+    for conversations, tests in ((5, 1), (6, 1), (6, 2), (7, 3), (7, 4)):
+        clusters = {name: [str(n) for n in range(conversations)] for name in ("one", "two")}
+        clear = Figure.of("f", "of a test", shares({"one": [1] * conversations, "two": [0] * conversations}), clusters)
+        found = differences([clear] * tests, "two", 0)
+        assert (too_few([conversations] * tests) > 0) == (found[0]["p_corrected"] >= ALPHA)
+    assert too_few([4, 5, 40, 40]) == 5
+    assert too_few([6, 40, 40]) == 0, "the others may be significant first, and then count no more"
+    assert too_few([40] * 600) == 40, "no p is below that of the swaps that are drawn"
+    assert too_few([]) == 0
+
+
+def test_win_rates_go_to_the_loggers_and_what_was_cut_to_the_console(tmp_path: Path) -> None:
+    metrics, logged, shown = make_metrics(SYSTEMS, judged=True), dict[str, float](), StringIO()
+    metrics["win_rates"][1]["raw"]["value"] = None
+    metrics["cut"] = {"contexts_left_out": 2, "faults": 0}
+    logger = SimpleNamespace(log_metrics=logged.update, save=lambda: None)
+    found = Found(metrics, {}, [], None, [], [])
+    write_output(tmp_path, found, "name: demo\n", [logger], Console(file=shown, width=200))
+    assert {name: value for name, value in logged.items() if "win_rate" in name} == {
+        "win_rate/M1_over_M0": 0.65,
+        "win_rate/human_over_M1": 0.65,
+    }
+    assert "cut or left out: contexts too long to reply to (2).\n" in shown.getvalue()
+    assert "judge_unhelpful" in shown.getvalue()
 
 
 def test_differences_are_paired_corrected_and_only_between_equal_contexts() -> None:
@@ -260,6 +371,19 @@ def test_differences_are_paired_corrected_and_only_between_equal_contexts() -> N
     twice = differences([figure, figure], "two", 0)
     assert [one["p_corrected"] for one in twice] == [0.5, 0.5]
     assert estimates([figure], list(clusters), 0)["other"]["f"]["n"] == 2
+
+
+def test_a_difference_of_means_rests_on_what_both_have_a_mark_for() -> None:
+    clusters = {name: ["a", "b", "c", "c"] for name in ("one", "two")}
+    marks = shares({"one": [5, None, 4, None], "two": [4, 1, 4, 1]})
+    (found,) = differences([Figure.of("f", "of a test", marks, clusters)], "two", 0)
+    assert (found["value"], found["n"]) == (0.5, 2), "the hard contexts count for neither"
+    whole = Sums(marks.statistics, lambda sums: sums[:, 0])  # no mean: what has no mark is part of it
+    (found,) = differences([Figure.of("f", "of a test", whole, clusters)], "two", 0)
+    assert (found["value"], found["n"]) == (-1.0, 3)
+    nothing = shares({"one": [None] * 4, "two": [1] * 4})
+    (found,) = differences([Figure.of("f", "of a test", nothing, clusters)], "two", 0)
+    assert (found["value"], found["p"], found["n"]) == (None, None, 0)
 
 
 def judged_by(scores: list[int], outcome: str) -> Judged:
@@ -281,9 +405,20 @@ def test_agreement_with_others_is_measured_where_they_rated_the_same(tmp_path: P
     assert (kappa["of"], kappa["measure"], kappa["value"]) == ("pairwise", "kappa", None), "one label alone says nothing"
     write_lines(tmp_path / "people.jsonl", judged_by([4, 3, 2, 1], "win").records())
     assert agreement(mine, [tmp_path / "people.jsonl"])[0]["value"] < 0
-    (tmp_path / "people.jsonl").write_text('{"what": "rating", "system": "M0"}\n')
-    with pytest.raises(UserError, match="has a line in another form"):
+    (tmp_path / "people.jsonl").write_text('\n{"what": "swap"}\n{"what": "rating", "system": "M0"}\n')
+    with pytest.raises(UserError, match=r"people\.jsonl has a line in another form, line 3: "):
         agreement(mine, [tmp_path / "people.jsonl"])
+    with pytest.raises(UserError, match=r"nobody\.jsonl cannot be read"):
+        agreement(mine, [tmp_path / "nobody.jsonl"])
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    files = [tmp_path / name / "judged.jsonl" for name in ("a/one", "a/two", "b/two")] + [tmp_path / "people.jsonl"]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, judged_by([1, 2], "win").records())
+    told = [one["with"] for one in agreement(judged_by([1, 2], "win"), files) if one["measure"] == "alpha"]
+    assert told == ["one/judged.jsonl", "a/two/judged.jsonl", "b/two/judged.jsonl", "people.jsonl"]
 
 
 def test_win_rates_are_told_raw_and_with_equal_lengths() -> None:

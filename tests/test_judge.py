@@ -23,6 +23,7 @@ from rich.console import Console
 from speaking import Local
 from test_generators import answer, serving  # noqa: F401
 
+from esupport.comparison.judging import errors, judge_all, judged_figures
 from esupport.config.binding import bind
 from esupport.config.command_line import composed
 from esupport.data.conversation import Conversation, Turn
@@ -248,8 +249,8 @@ def test_what_is_read_of_an_object(text: str, value: str | None) -> None:
         *[("pairwise", *case) for case in ((" 1", "first"), ("Reply 2.", "second"), ('"tie"', "tie"), ("Tie, both", "tie"))],
         *[("pairwise", text, None) for text in ("12", "1.5", "3", "both", "", "tied", "I think 1")],
         *[("swap", *case) for case in ((" Person 1", "first"), ("2", "second"), ("Person", None))],
-        *[("rating", *case) for case in ((" 4", 4), ("4/5", 4), ("**5**", 5), ("The rating is 3.", 3))],
-        *[("rating", text, None) for text in ("0", "6", "10", "3.5", "45", "", "four")],
+        *[("rating", *case) for case in ((" 4", 4), ("4/5", 4), ("**5**", 5), ("The rating is 3.", 3), (" 4.0/5", 4))],
+        *[("rating", text, None) for text in ("0", "6", "10", "3.5", "4.05", "45", "", "four")],
         *[
             ("error", *case)
             for case in ((" Hasty advice.", "hasty_advice"), ("none", "none"), ("lack-of-empathy", "lack_of_empathy"))
@@ -301,6 +302,26 @@ def test_a_rating_that_is_incomplete_or_out_of_range_is_asked_again_with_another
     never = judge(lambda request: json.dumps({**good, **bad}))
     (found,) = asker(never, tmp_path / "never").settle(rate(never, [answered("good")], PEOPLE))
     assert (found.scores, found.status) == ({}, "unparsable")
+
+
+@pytest.mark.parametrize("error", [{"error": None}, {}, {"error": "none"}, {"error": "None."}])
+def test_a_reply_without_fault_is_rated_however_the_judge_says_so(error: Any, tmp_path: Path) -> None:
+    asked: list[Request] = []
+
+    def script(request: Request) -> str:
+        asked.append(request)
+        return json.dumps({**SCORES, "helpfulness": 4.0, "safety": "5.0", **error})
+
+    by = judge(script)
+    (found,) = asker(by, tmp_path).settle(rate(by, [answered("good")], PEOPLE))
+    assert (found.scores, found.status, found.error) == ({**SCORES, "helpfulness": 4}, "rated", None)
+    assert all(type(mark) is int for mark in found.scores.values())
+    assert len(asked) == 1, "nothing is asked again"
+    assert '"error": one of "template", ' in prompt(asked[0])
+    assert prompt(asked[0]).endswith('"other", "none"}')
+    silent = judge(lambda _: json.dumps({"error": None, "reason": "fine"}), "judge.retries=0")
+    (found,) = asker(silent, tmp_path / "silent").settle(rate(silent, [answered("good")], PEOPLE))
+    assert found.status == "unparsable", "no error is no rating"
 
 
 def test_an_axis_and_the_errors_can_be_left_out(tmp_path: Path) -> None:
@@ -390,7 +411,7 @@ def test_a_lasting_failure_ends_the_run_and_what_was_answered_is_kept(serving: A
         return {"500": (500, {"error": {"message": "out of memory"}}), "broken": b'{"choices": ['}.get(fault)
 
     by, server = over(serving, behave, max_retries=0, timeout_s=0.2 if fault == "hang" else 5.0)
-    with pytest.raises(UserError, match=r"generator\.(base_url|timeout_s)"):
+    with pytest.raises(UserError, match=r"^(base_url|timeout_s): "):
         asker(by, tmp_path).settle(compare(by, pairs(), PEOPLE))
     assert len(server.bodies) == 9
     down = False
@@ -540,6 +561,56 @@ def test_the_swap_test_asks_whom_of_the_shipped_pairs_a_reply_fits(shipped: dict
         assert not any(text in prompt(asked.request) for asked in item.asked for text in said_before)
     blind = judge(first, rows=64)
     assert counts(asker(blind, tmp_path).settle(swap(blind, replies, shipped)))["inconsistent"] == 24
+
+
+def test_the_swap_test_shows_nothing_of_the_topic(shipped: dict[str, Conversation]) -> None:
+    """Two people put one situation in their own words: a reply that echoes them would be known by them."""
+    by, replies = judge(first), [answered(c.turns[3].text, "human", 3, c) for c in shipped.values()]
+    vague = {"situation": "Something happened.", "emotion": "unrest", "problem": "life"}
+    silent = {id_: c.model_copy(update=vague) for id_, c in shipped.items()}
+    one, two = ([asked.request for item in swap(by, replies, people) for asked in item.asked] for people in (shipped, silent))
+    assert len(one) == 48
+    assert one == two
+    for c in shipped.values():
+        of_these = [prompt(request) for request in one if request.family == c.id]
+        assert all(f"| {key}: {value}" in text for text in of_these for key, value in c.profile.items())
+        assert not any(f"| {key}:" in text for text in of_these for key in vague)
+    own = TALK.model_copy(update={"group": "g"})
+    people = {"bus": own, "twin": own.model_copy(update={"id": "twin", "situation": "Said otherwise.", "emotion": "grief"})}
+    assert swap(by, [answered("good")], people) == []
+
+
+def test_outcomes_of_the_swap_test_and_ratings_are_counted_by_system(tmp_path: Path) -> None:
+    own = TALK.model_copy(update={"group": "g"})
+    people = {one.id: one for one in (own, own.model_copy(update={"id": "other", "profile": {"age": "17"}}))}
+
+    def script(request: Request) -> str:
+        text = prompt(request)
+        if "| good" not in text:
+            return said(1) if "better" in text else "I'm sorry, but I can't judge that."
+        place = 1 if "58" in text.partition("Person 2")[0] else 2
+        return said(place) if "better" in text else json.dumps({**SCORES, "error": "template"})
+
+    by = judge(script, "judge.retries=0")
+    systems = {"A": [answered("good", "A")], "B": [answered("bad", "B")]}
+    found = judge_all(by, Store(tmp_path), systems, people, 10**6, Console(file=StringIO()))
+    told, none = found.told(), dict.fromkeys(("loss", "tie", "refused", "unparsable"), 0)
+    assert told["swap"] == {"A": {**none, "win": 1, "inconsistent": 0}, "B": {**none, "win": 0, "inconsistent": 1}}
+    assert told["ratings"] == {
+        "A": {"rated": 1, "refused": 0, "unparsable": 0},
+        "B": {"rated": 0, "refused": 1, "unparsable": 0},
+    }
+    assert {**told, **found.cost} == told
+    assert json.loads(json.dumps(told)) == told
+    assert errors(found) == {"A": {"template": 1}, "B": {}}
+    found.ratings["A"].append(found.ratings["A"][0].model_copy(update={"status": "unparsable"}))
+    assert errors(found)["A"] == {"template": 1}, "of those that are rated, whose number is told"
+    (figure,) = [one for one in judged_figures(found, by) if one.name == "judge_swap"]
+    assert [figure.measure.value(figure.units[name]) for name in systems] == [1.0, 0.5]
+    assert "one half for a tie" in figure.definition
+    assert "contradict" in figure.definition
+    alone = judge_all(by, Store(tmp_path), systems, PEOPLE, 10**6, Console(file=StringIO()))
+    assert alone.told()["swap"] == {}
 
 
 def test_who_has_no_other_in_the_same_situation_is_left_out() -> None:

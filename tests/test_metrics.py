@@ -38,6 +38,7 @@ HOSTILE = [
     ("\ud83d so \udc00 sorry", "so sorry"),
     ("a\u200bb \u202eevil\x00", "a b evil"),
     ("<unk> [INST] 1.5 $3.88 don't U.S. \"it's\"", 'don\'t "panic" in the U.S. for $3.88'),
+    ("here", "here"),  # its word vector is zero
 ]
 WORDS = ["i", "I", "you", "sorry", "that", "the", "to", "here", "?", ".", "so", "It", "a", "sounds"]
 
@@ -220,21 +221,27 @@ def test_extrema_of_each_definition(measured, vectors):
         pairs = [(max(column), min(column)) for column in rows.T]
         return np.array([x if ((x > y or x < -y) and y > 0) or ((x < y or x > -y) and y < 0) else y for x, y in pairs])
 
-    def by(tokens, pick, unknown=None):
+    def by(tokens, pick, unknown=None, both_zero=0.0):
         def of(text):
             rows = [table.get(token, unknown) for token in tokens(text) if token in table or unknown is not None]
-            return pick(np.array(rows)) if rows else np.zeros(5)
+            return pick(np.array(rows)) if rows else None
 
-        return lambda one, two: cosine(of(one), of(two))
+        def score(one, two):
+            one, two = of(one), of(two)
+            if one is None or two is None:
+                return 0.0
+            return cosine(one, two) if one.any() or two.any() else both_zero
+
+        return score
 
     check_each(measured[0]["extrema"], by(words, forgues))
-    check_each(measured[0]["pesc_extrema"], by(str.split, lambda rows: rows.max(0)))
+    check_each(measured[0]["pesc_extrema"], by(str.split, lambda rows: rows.max(0), both_zero=1.0))
     average = np.mean(list(table.values()), 0)
     check_each(measured[0]["esconv_extrema"], by(lambda text: nltk.word_tokenize(" ".join(tokens_of(text))), nlg, average))
     assert len({round(measured[0][name].value(EVERY), 9) for name in ("extrema", "pesc_extrema", "esconv_extrema")}) == 3
 
 
-def test_pesc_bleu_and_total_are_the_scripts(measured):
+def test_pesc_bleu_and_weights_are_the_scripts_and_the_total_says_whose_rubric_it_holds(measured):
     def bleu(one, two):
         return sentence_bleu([two.split()], one.split(), smoothing_function=SmoothingFunction().method1)
 
@@ -242,7 +249,12 @@ def test_pesc_bleu_and_total_are_the_scripts(measured):
     parts = [(0.2, "meteor"), (0.2, "bleu_4"), (0.2, "rouge_l"), (0.1, "extrema"), (0.1, "distinct_2"), (0.1, "distinct_3")]
     ratings = np.mean([(1 + i % 5) / 5 for i in RESAMPLE])
     expected = sum(weight * measured[0][f"pesc_{name}"].value(RESAMPLE) for weight, name in parts) + 0.1 * ratings
-    assert measured[0]["pesc_total"].value(RESAMPLE) == pytest.approx(expected)
+    assert measured[0]["pesc_total_own_rubric"].value(RESAMPLE) == pytest.approx(expected)
+    assert not {"pesc_total", "pesc_g_score"} & set(measured[0]), "names of the task's own figures, which ask another judge"
+    told = {metric.name: metric.definition for metric in measured[1].found}
+    for name in ("pesc_total_own_rubric", "pesc_g_score_own_rubric"):
+        assert "this project's rubric" in told[name]
+        assert "not with published" in told[name]
 
 
 def test_total_is_the_leaderboards():
@@ -255,7 +267,7 @@ def test_total_is_the_leaderboards():
         def value(self, indices):
             return self.figure
 
-    names = ("meteor", "bleu_4", "rouge_l", "extrema", "distinct_2", "distinct_3", "g_score")
+    names = ("meteor", "bleu_4", "rouge_l", "extrema", "distinct_2", "distinct_3", "g_score_own_rubric")
     for row, score in (
         ((32.83, 8.90, 34.70, 96.48, 30.57, 55.35, 91.60), 42.69),
         ((27.21, 6.25, 29.89, 96.22, 30.99, 55.12, 87.20), 39.62),
@@ -290,11 +302,16 @@ def test_bertscore_is_bert_scores():
     from bert_score import score
 
     folder = str(Path(next(iter(MINILM.submodule_search_locations))) / "model")
-    replies, references = [*REPLIES[:3], "", "💔"], [*REFERENCES[:3], "hi", "so sorry"]
-    (metric,) = bert(replies, references, folder).found
-    theirs = score([*replies[:3], "💔"], [*references[:3], "so sorry"], model_type=folder, num_layers=6)[2].mean()
-    assert metric.measure.value(np.array([0, 1, 2, 4])) == pytest.approx(float(theirs), abs=1e-5)
-    assert math.isnan(metric.measure.value(np.array([3])))
+    (metric,) = bert(REPLIES, REFERENCES, folder).found
+    # all in one call: its padding counts as similarity 0, so that a score hangs on what else is there, by up to 5e-4 here
+    said = [pair for pair in zip(REPLIES, REFERENCES, strict=True) if pair[0].strip()]
+    assert len(said) >= 24 + 10
+    theirs = dict(zip(said, score(*zip(*said, strict=True), model_type=folder, num_layers=6)[2].tolist(), strict=True))
+    scores = [theirs.get(pair, 0.0) for pair in zip(REPLIES, REFERENCES, strict=True)]
+    for i, (reply, expected) in enumerate(zip(REPLIES, scores, strict=True)):
+        found = metric.measure.value(np.array([i]))
+        assert found == pytest.approx(expected, abs=1e-5) if reply.strip() else math.isnan(found), reply[:60]
+    assert metric.measure.value(RESAMPLE) == pytest.approx(np.mean([scores[i] for i in RESAMPLE]), abs=1e-5)
 
 
 def test_nothing_to_measure_is_nan(measured):
@@ -324,7 +341,7 @@ def test_what_is_missing_is_left_out_with_a_reason(monkeypatch, tmp_path):
     assert "punkt_tab" in left_out["esconv_bleu_4"]
     assert "--no-deps" in left_out["embedding"]
     assert "word vectors" in left_out["extrema"]
-    assert left_out["pesc_total"] == "it needs meteor, extrema, g_score"
+    assert left_out["pesc_total_own_rubric"] == "it needs meteor, extrema, g_score_own_rubric"
     with pytest.raises(ValueError, match="differ in length"):
         prepare(["Hi."], [])
 

@@ -79,7 +79,7 @@ def test_no_slow_path_is_silent(template: str, capacity: int, told: list[str]) -
     corpus = hold("train", lambda tally: conversations.rendered(tally, talks, ["a:1", "a:2"], renderer_for(template), "stop"))
     found = corpus.slow_paths(capacity)
     assert len(found) == len(told)
-    assert all(line.startswith(start) for line, start in zip(found, told, strict=True))
+    assert all(line.startswith(f"train: {start}") for line, start in zip(found, told, strict=True))
 
 
 def test_a_long_conversation_loses_its_oldest_turns_whole_and_never_a_target() -> None:

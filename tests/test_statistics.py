@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from itertools import product
 
 import numpy as np
@@ -86,6 +87,33 @@ def test_what_cannot_be_told_is_nan():
         interval(mean_of(np.ones(3)), np.arange(3), ["a", "b"])
 
 
+def test_conversations_without_a_value_are_no_observations():
+    values, clusters = clustered(np.random.default_rng(6), 8)
+    other = values + np.random.default_rng(7).normal(0.3, 1, len(values))
+    gaps = np.zeros((5, 2))  # replies that have no rating, in conversations of their own and in one that has others
+    padded = Sums(
+        np.concatenate([mean_of(part).statistics if part is not None else gaps for part in (values, None, other, None)]), ratio
+    )
+    both = Sums(np.concatenate([mean_of(values).statistics, mean_of(other).statistics]), ratio)
+    one, long = np.arange(len(values)), np.arange(len(values) + 5)
+    named = [*clusters, "a", "a", "b", "c", clusters[0]]
+    assert interval(padded, long, named) == interval(both, one, clusters)
+    assert interval(padded, long, named).n == 8
+    assert compare(padded, long, long + len(long), named) == compare(both, one, one + len(one), clusters)
+    nothing = interval(padded, long[len(values) :], named[len(values) :])
+    assert np.isnan(nothing.value)
+    assert nothing.n == 0
+
+
+def test_a_swap_that_leaves_a_system_without_a_value_is_as_extreme_as_any():
+    given = [5, None, None, None, 1, 1]  # one system rated in the first of three conversations, the other in the rest
+    rows = Sums(np.array([(0, 0) if x is None else (x, 1) for x in given], dtype=float), ratio)
+    found = compare(rows, np.arange(3), np.arange(3) + 3, list("abc"))
+    assert found.value == 4
+    # by hand, of the 2^3 swaps: none and all give 4 and -4, two leave one system with nothing, four give 2 or -2
+    assert found.p == pytest.approx(4 / 8)
+
+
 def test_paired_test_keeps_its_level_and_finds_what_is_there():
     def p(seed, effect):
         rng = np.random.default_rng(seed)
@@ -154,6 +182,10 @@ def test_alpha_of_a_table_by_hand():
     expected = sum(x != y for x, y in product(values, values)) / (6 * 5)
     assert alpha(ratings, list(range(4)), "nominal").value == pytest.approx(1 - (2 / 6) / expected)
     assert alpha(ratings, list(range(4)), "interval").value == pytest.approx(1 - (2 / 6) / expected)  # steps of 1 alone
+    lone = alpha([[*ratings[0], 5, None], [*ratings[1], None, 2]], list(range(6)), "nominal")
+    both = alpha([[1, 2, 2], [1, 2, 1]], list(range(3)), "nominal")
+    assert astuple(lone) == pytest.approx(astuple(both), nan_ok=True), "a unit that one alone rated is no observation"
+    assert lone.n == 3
     wide = alpha([[1, 5, 3, 4] * 9, [1, 4, 3, 5] * 9], list(range(36)), "ordinal")
     assert -1 <= wide.low < wide.value < wide.high <= 1
     assert np.isnan(alpha([[1, 1], [1, 1]], ["a", "b"], "nominal").value)

@@ -194,7 +194,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(
 
     monkeypatch.setattr(LlamaMLP, "forward", counted)
     counts = []
-    for folder, extra in (("off", []), ("on", ["model.gradient_checkpointing=true"])):
+    for folder, extra in (("off", []), ("on", ["model.gradient_checkpointing=full"])):
         calls.clear()
         train(*extra, folder=folder)
         counts.append(sum(calls))

@@ -25,6 +25,7 @@ from esupport.evaluation.metrics import prepare
 from esupport.generators.protocol import Generator
 from esupport.models.slot import Slot
 from esupport.objectives.reference import Scorer
+from esupport.rendering.contexts import spread_turns
 from esupport.rendering.corpus import Corpus
 from esupport.training.environment import make, make_generator
 
@@ -80,7 +81,7 @@ class Evaluation:
         if judge and judged:
             self.figures += judged_figures(judged, judge)
         tried = self._try(*safety) if safety else []
-        dialogues = self._converse(seeker, judge, people) if seeker else []
+        dialogues = self._converse(seeker, judge, judged, people) if seeker else []
         names = [system.name for system in self.systems]
         measured = estimates(self.figures, names, seed)
         shown = [figure for figure in self.figures if figure.name in _BROKEN_DOWN]
@@ -91,13 +92,14 @@ class Evaluation:
             "baseline": plain["baseline"],
             "contexts": len(self.replying.contexts),
             "conversations": len(replied),
-            "judge": judged.cost if judged else None,
+            "judge": judged.told() if judged else None,
             "systems": [
                 {"system": one.name, "round": one.round, "kind": one.kind, "figures": measured[one.name]}
                 for one in self.systems
             ],
             "definitions": {figure.name: figure.definition for figure in self.figures},
             "left_out": self.left_out,
+            "cut": self._cut(),
             "comparisons": differences(self.figures, plain["baseline"], seed),
             "win_rates": win_rates(judged, seed) if judged else [],
             "breakdown": breakdown(shown, people, plain["metrics"]["breakdown_from"], seed),
@@ -105,6 +107,19 @@ class Evaluation:
             "agreement": agreement(judged, [Path(path) for path in plain["agreement_with"]]) if judged else [],
         }
         return Found(metrics, answered, [people[id_] for id_ in sorted(replied)], judged, tried, dialogues)
+
+    def _cut(self) -> dict[str, int]:
+        """What of the side is not measured, or not whole: contexts that do not fit, and what rendering had to leave out."""
+        chosen, contexts, corpus = self.plain["contexts"], [context for context, _ in self.replying.contexts], self.corpus
+        asked = spread_turns(corpus.kept, chosen["conversations"], chosen["per_conversation"])
+        return {
+            "contexts_left_out": sum(1 for _ in asked) - len(contexts),
+            "turns_cut_of_contexts": sum(context.turn - len(context.turns) for context in contexts),
+            "conversations_dropped": corpus.dropped,
+            "replies_lost": corpus.lost_replies,
+            "turns_cut": corpus.cut_turns,
+            "faults": len(corpus.skipped),
+        }
 
     def _judge(self) -> Judge | None:
         if not self.plain["judge"]:
@@ -182,7 +197,11 @@ class Evaluation:
         return None
 
     def _converse(
-        self, played: tuple[Seeker, Replies, list[Conversation]], judge: Judge | None, people: Mapping[str, Conversation]
+        self,
+        played: tuple[Seeker, Replies, list[Conversation]],
+        judge: Judge | None,
+        judged: Judged | None,
+        people: Mapping[str, Conversation],
     ) -> list[Dialogue]:
         """Whole conversations with a simulated seeker, of every system that can be asked."""
         seeker, speak, cards = played
@@ -199,10 +218,14 @@ class Evaluation:
                 replying.seed,
                 replying.max_tokens,
             )
-        if judge is None:
+        if judge is None or judged is None:
             return [one for part in found.values() for one in part]
-        rated = judge_dialogues(judge, replying.store, found, people, self.plain["judge_limit"], replying.console)
-        self.figures += dialogue_figures(rated, judge)
+        most = self.plain["judge_limit"]
+        rated, why_not = judge_dialogues(judge, replying.store, judged, found, people, most, replying.console)
+        if why_not:
+            self.left_out["dialogue"] = why_not
+        else:
+            self.figures += dialogue_figures(rated, judge)
         return rated
 
     def _speakers(self) -> list[System]:

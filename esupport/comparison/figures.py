@@ -8,14 +8,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from esupport.data.conversation import Conversation
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.metrics import Metrics
+from esupport.evaluation.metrics.base import mean
 from esupport.evaluation.statistics import Indices, Measure, Sums, compare, holm, interval, proportion, ratio
 
 PUBLISHED = ("esconv_", "pesc_")  # figures under another definition
 ALPHA = 0.05  # of the corrected p-value below which a difference is called significant
+DRAWS = 9999  # swaps of a paired test; where there are no more, it tries them all
+# figures that are a mean of what each unit was given: its number in the second column, 0 for a unit that was given none
+_MEANS = (ratio, mean((), ()).of_sums)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Figure:
         units: of each system, indices into the measure.
         clusters: of each system, the conversation of each unit.
         met: of each system, what each unit is, where the figure is a share of few independent ones.
-        restates: whether it says again what another figure says, and is not tested again.
+        restates: whether it says again what another figure says, or says more of the judge than of the replies, and is not
+            tested.
     """
 
     name: str
@@ -57,8 +63,8 @@ def of_replies(answered: Mapping[str, Sequence[Answered]], metrics: Metrics, hum
         kept = [name for name in clusters if metric.of_replies or name not in left_out]
         units = {name: whole.units[name] for name in kept}
         of = {name: clusters[name] for name in kept}
-        published = metric.name.startswith(PUBLISHED)
-        found.append(Figure(metric.name, metric.definition, metric.measure, units, of, restates=published))
+        restates = metric.name.startswith(PUBLISHED) or metric.name == "tokens"  # words tell the length of all systems' replies
+        found.append(Figure(metric.name, metric.definition, metric.measure, units, of, restates=restates))
     return found
 
 
@@ -79,7 +85,8 @@ def differences(figures: Sequence[Figure], baseline: str, seed: int) -> list[dic
     """How far each system is above ``baseline``, with the paired test, corrected over all of the list (Holm 1979).
 
     What cannot be paired, as replies in different conversations, is not compared, nor is what restates another figure: each
-    test more makes the correction stricter.
+    test more makes the correction stricter. Of a mean, units count that both systems have a mark for: else a judge that
+    rates only the easy replies of one would make it look better.
     """
     found = []
     for figure in (one for one in figures if not one.restates):
@@ -87,11 +94,26 @@ def differences(figures: Sequence[Figure], baseline: str, seed: int) -> list[dic
             paired = baseline in figure.units and figure.clusters[name] == figure.clusters[baseline]
             if name != baseline and paired:
                 both = figure.units[name], figure.units[baseline]
-                one = compare(figure.measure, *both, figure.clusters[name], seed)
+                kept = _marked(figure.measure, both[0]) & _marked(figure.measure, both[1])
+                clusters = [cluster for cluster, has in zip(figure.clusters[name], kept, strict=True) if has]
+                one = compare(figure.measure, both[0][kept], both[1][kept], clusters, seed, DRAWS)
                 found.append({"figure": figure.name, "one": name, "two": baseline, **asdict(one)})
     for one_, p in zip(found, holm([one["p"] for one in found]), strict=True):
         one_["p_corrected"] = p
     return [plain(one) for one in found]
+
+
+def too_few(conversations: Sequence[int]) -> int:
+    """The largest of these numbers of conversations on which no difference can be significant; 0 if there is none.
+
+    Swapping all conversations, or none, gives the seen difference itself: the smallest p on n of them is 2/2^n. Holm's method
+    multiplies the smallest p of any part of the tests at least by the size of that part.
+
+    Args:
+        conversations: of each test.
+    """
+    smallest = {n: 2.0 ** (1 - n) if 2**n <= DRAWS else 1 / (DRAWS + 1) for n in conversations}
+    return max((n for n, p in smallest.items() if p * sum(other <= n for other in conversations) >= ALPHA), default=0)
 
 
 def breakdown(
@@ -111,6 +133,13 @@ def breakdown(
                         place = {"by": by, "is": value, "system": system, "figure": figure.name}
                         found.append({**place, **plain(asdict(part))})
     return found
+
+
+def _marked(measure: Measure, units: Indices) -> npt.NDArray[np.bool_]:
+    """Whether each unit was given anything to take the mean of; where the figure is no mean, all count."""
+    if isinstance(measure, Sums) and measure.of_sums in _MEANS:
+        return np.asarray(measure.statistics[units, 1] > 0)
+    return np.ones(len(units), dtype=bool)
 
 
 def _told(person: Conversation) -> dict[str, str]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -14,8 +13,6 @@ from esupport.comparison.evaluation import Evaluation
 from esupport.comparison.output import write_output
 from esupport.comparison.replying import Replying
 from esupport.comparison.systems import System, systems_of
-from esupport.config.binding import bind
-from esupport.config.check import check_resources, check_types
 from esupport.config.resolvers import output_dir
 from esupport.data.source import Source
 from esupport.errors import UserError
@@ -26,8 +23,7 @@ from esupport.objectives.reference import Scorer
 from esupport.rendering.contexts import spread_contexts
 from esupport.rendering.conversations import render_all
 from esupport.store import Store
-from esupport.training.environment import device_of, make, make_generator, make_loggers, quiet
-from esupport.training.job import told
+from esupport.training.environment import begin, device_of, make, make_generator, make_loggers, pathless, told
 from esupport.training.prepare import renderer_of
 
 
@@ -49,14 +45,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: for anything the user can mend.
     """
-    plain = check_types("evaluate", cfg)
-    check_resources(plain)
-    bind(plain)
-    quiet()
+    plain = begin("evaluate", cfg)
     console, folder = Console(), Path(output_dir())
     if (folder / "lineage.json").exists() or (folder / "adapter").exists():
         raise UserError(f"name: {folder.name} is the folder of a training; give the evaluation a name of its own")
-    pl.seed_everything(plain["seed"], verbose=False)
     store = Store(Path(plain["paths"]["store"]).expanduser())
     backbone: Backbone = make(plain["model"], "model")
     renderer = renderer_of(plain, backbone)
@@ -89,21 +81,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     evaluation = Evaluation(plain, systems, corpus, side, slot, scorer, replying)
     found = evaluation.run()
     folder.mkdir(parents=True, exist_ok=True)
-    write_output(folder, found, OmegaConf.to_yaml(_without_folders(cfg)), loggers, console)
+    write_output(folder, found, OmegaConf.to_yaml(OmegaConf.create(pathless(OmegaConf.to_container(cfg)))), loggers, console)
     return found.metrics
-
-
-def _without_folders(cfg: DictConfig) -> Any:
-    """The settings as they were typed, with names of files and folders in place of whole paths, which tell of the machine."""
-
-    def pathless(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: pathless(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [pathless(value) for value in node]
-        return Path(node).name if isinstance(node, str) and node.startswith(("/", "~/")) else node
-
-    return OmegaConf.create(pathless(OmegaConf.to_container(cfg)))
 
 
 def _baseline(plain: dict[str, Any], systems: Sequence[System]) -> None:

@@ -17,11 +17,12 @@ from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.asking import Asker, Item
 from esupport.evaluation.judge.method import Judge
-from esupport.evaluation.judge.records import Comparison, Rating
+from esupport.evaluation.judge.records import Comparison, Rating, counts, statuses
 from esupport.evaluation.judge.verdicts import compare, rate, swap
 from esupport.store import Store
 
 Answers = Mapping[str, Sequence[Answered]]
+_COSTS = ("requests", "kept", "prompt_tokens", "new_tokens")
 
 
 @dataclass
@@ -32,13 +33,21 @@ class Judged:
         pairs: comparisons of each two systems that replied to the same contexts.
         swaps: of each system, the swap test.
         ratings: of each system, in the order of its replies.
-        cost: for ``metrics.json``.
+        cost: of all that was asked, the rating of dialogues among it (:func:`judge_dialogues`).
     """
 
     pairs: dict[tuple[str, str], list[Comparison]] = field(default_factory=dict)
     swaps: dict[str, list[Comparison]] = field(default_factory=dict)
     ratings: dict[str, list[Rating]] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """The judge's part of ``metrics.json``: the cost, and by system the swap test's outcomes and the ratings' statuses."""
+        return {
+            **self.cost,
+            "swap": {name: counts(found) for name, found in self.swaps.items() if found},
+            "ratings": {name: statuses(found) for name, found in self.ratings.items()},
+        }
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of ``judged.jsonl``."""
@@ -72,7 +81,12 @@ def judge_all(
     swaps = {name: swap(judge, replies, people) for name, replies in answered.items()}
     ratings = {name: rate(judge, replies, people) for name, replies in answered.items()}
     groups: list[list[Item[Any]]] = [part for group in (pairs, swaps, ratings) for part in group.values()]
-    cost = _show_cost(asker, groups, most_tokens, console)
+    cost = _show_cost(asker, groups, console)
+    if cost["prompt_tokens"] > most_tokens:
+        raise UserError(
+            f"judge_limit: the judge would read {_about(cost)} tokens, more than {most_tokens:,}; take fewer contexts or "
+            f"systems, or judge_limit={cost['prompt_tokens']}"
+        )
     # each on its own: with another system later, only what is about it is asked
     settled = iter([asker.settle(part) for part in groups])
     return Judged(
@@ -86,38 +100,54 @@ def judge_all(
 def judge_dialogues(
     judge: Judge,
     store: Store,
+    judged: Judged,
     dialogues: Mapping[str, Sequence[Dialogue]],
     people: Mapping[str, Conversation],
     most_tokens: int,
     console: Console,
-) -> list[Dialogue]:
-    """The dialogues of all systems with their ratings; arguments and errors as of :func:`judge_all`."""
+) -> tuple[list[Dialogue], str | None]:
+    """The dialogues of all systems, with their ratings; or without, and why: the limit, which what was spent counts against.
+
+    That is no error: the replies are paid for, and their figures must not be lost.
+
+    Args:
+        judged: what the same judge said of the replies; the dialogues' cost is added to its own.
+        judge, store, dialogues, people, most_tokens, console: as of :func:`judge_all`.
+
+    Raises:
+        UserError: the judge cannot be reached.
+    """
     asker = Asker(judge, store, console)
     groups = [rate_dialogues(judge, part, people) for part in dialogues.values()]
-    _show_cost(asker, groups, most_tokens, console)
-    ratings = [rating for part in groups for rating in asker.settle(part)]
-    return with_ratings([one for part in dialogues.values() for one in part], ratings)
+    flat = [one for part in dialogues.values() for one in part]
+    cost = _show_cost(asker, groups, console)
+    total = {name: judged.cost[name] + cost[name] for name in _COSTS}
+    total["estimated"] = judged.cost["estimated"] or cost["estimated"]
+    if total["prompt_tokens"] > most_tokens:
+        return flat, (
+            f"with the dialogues the judge would read {_about(total)} tokens, more than {most_tokens:,}; "
+            f"judge_limit={total['prompt_tokens']} rates them, and asks nothing again about the replies"
+        )
+    judged.cost |= total
+    return with_ratings(flat, [rating for part in groups for rating in asker.settle(part)]), None
 
 
-def _show_cost(asker: Asker, groups: Sequence[Sequence[Item[Any]]], most_tokens: int, console: Console) -> dict[str, Any]:
-    """What it would cost, told before anything is sent. Raises ``UserError`` where it is too much."""
+def _show_cost(asker: Asker, groups: Sequence[Sequence[Item[Any]]], console: Console) -> dict[str, Any]:
+    """What it would cost, told before anything is sent."""
     costs = [asker.cost(part) for part in groups]
-    names = ("requests", "kept", "prompt_tokens", "new_tokens")
-    total: dict[str, Any] = {name: sum(getattr(cost, name) for cost in costs) for name in names}
+    total: dict[str, Any] = {name: sum(getattr(cost, name) for cost in costs) for name in _COSTS}
     total["estimated"] = any(cost.estimated for cost in costs)
-    about = "about " if total["estimated"] else ""
     console.print(
-        f"Judge: {total['requests']:,} requests, {about}{total['prompt_tokens']:,} prompt tokens, at most "
-        f"{total['new_tokens']:,} new; {total['kept']:,} requests are answered already. Retries come on top.",
+        f"Judge: {total['requests']:,} requests, {_about(total)} prompt tokens, at most {total['new_tokens']:,} new; "
+        f"{total['kept']:,} requests are answered already. Retries come on top.",
         markup=False,
         highlight=False,
     )
-    if total["prompt_tokens"] > most_tokens:
-        raise UserError(
-            f"judge_limit: the judge would read {about}{total['prompt_tokens']:,} tokens, more than {most_tokens:,}; take "
-            f"fewer contexts or systems, or judge_limit={total['prompt_tokens']}"
-        )
     return total
+
+
+def _about(cost: Mapping[str, Any]) -> str:
+    return f"{'about ' if cost['estimated'] else ''}{cost['prompt_tokens']:,}"
 
 
 def _same_contexts(answered: Answers, one: str, two: str) -> bool:
@@ -146,8 +176,9 @@ def judged_figures(judged: Judged, judge: Judge) -> list[Figure]:
         clusters = {name: [one.conversation for one in found] for name, found in judged.swaps.items()}
         scores = {name: [one.score for one in found] for name, found in judged.swaps.items()}
         text = (
-            "Swap test: share of replies that the judge finds to fit their own person better than another one in the same "
-            "situation, both orders; chance is 0.5."
+            "Swap test: mean over replies, beside each other person in the same situation and in both orders, of 1 where the "
+            "judge, shown profiles alone, finds the reply to fit its own person better, 0 where the other, one half for a tie; "
+            "orders that contradict each other come to one half. Chance is 0.5."
         )
         figures.append(Figure.of("judge_swap", text, shares(scores), clusters))
     return figures
@@ -166,5 +197,6 @@ def dialogue_figures(dialogues: Sequence[Dialogue], judge: Judge) -> list[Figure
 
 
 def errors(judged: Judged) -> dict[str, dict[str, int]]:
-    """What is wrong with each system's unhelpful replies, and how often."""
-    return {name: dict(Counter(one.error for one in found if one.error)) for name, found in judged.ratings.items()}
+    """What is wrong with each system's unhelpful replies, and how often among those that are rated (:meth:`Judged.told`)."""
+    rated = {name: [one for one in found if one.status == "rated"] for name, found in judged.ratings.items()}
+    return {name: dict(Counter(one.error for one in found if one.error)) for name, found in rated.items()}

@@ -14,7 +14,7 @@ from esupport.comparison.evaluation import Found
 from esupport.comparison.figures import PUBLISHED
 from esupport.comparison.plots import MAIN
 from esupport.comparison.report import write_report
-from esupport.comparison.tables import frame, latex, markdown, show
+from esupport.comparison.tables import cut, frame, latex, markdown, show
 from esupport.store import write_atomically, write_lines
 
 
@@ -33,6 +33,8 @@ def write_output(folder: Path, found: Found, settings: str, loggers: list[Any], 
     write_atomically(folder / "table.tex", latex(metrics))
     _log(loggers, metrics)
     show(console, metrics, MAIN)
+    if told := cut(metrics):
+        console.print(told, markup=False, highlight=False)
     for name, reason in metrics["left_out"].items():
         if not name.startswith(PUBLISHED):  # the page tells of those
             console.print(f"Left out: {name}: {reason}.", markup=False, highlight=False)
@@ -48,8 +50,9 @@ def _lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _log(loggers: list[Any], metrics: Mapping[str, Any]) -> None:
-    """Each system's figures, and the table where tables are kept."""
+    """Each system's figures, the win rates, and the table where tables are kept."""
     table = frame(metrics).reset_index(names="figure")
+    wins = {f"win_rate/{one['one']}_over_{one['two']}": one["raw"]["value"] for one in metrics["win_rates"]}
     for logger in loggers:
         figures = {
             f"{one['system']}/{name}": found["value"]
@@ -57,7 +60,7 @@ def _log(loggers: list[Any], metrics: Mapping[str, Any]) -> None:
             for name, found in one["figures"].items()
             if found["value"] is not None
         }
-        logger.log_metrics(figures)
+        logger.log_metrics(figures | {name: rate for name, rate in wins.items() if rate is not None})
         if isinstance(logger, WandbLogger):
             logger.log_table("evaluation", dataframe=table)
         logger.save()

@@ -20,7 +20,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa3377", "#b58900", "#56b4e9", "#
 _MARKS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"), ("p", "⬟"), ("*", "★"))
 MAIN = (
     "nll", "bleu_2", "rouge_l", "embedding", "distinct_2", "words", "judge_personality", "judge_emotion", "judge_situation",
-    "judge_helpfulness", "judge_safety", "judge_swap", "feedback_auc", "safety", "dialogue_helpfulness",
+    "judge_helpfulness", "judge_unhelpful", "judge_safety", "judge_swap", "feedback_auc", "safety", "dialogue_helpfulness",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ _SCALES = (  # the first whose pattern is that of the figure's name
     ("words", _Scale("words per reply")),
     ("distinct_.*", _Scale("share of distinct n-grams")),
     ("judge_swap", _Scale("share of replies", (0, 1), chance=0.5)),
-    ("judge_refused", _Scale("share of replies", (0, 1))),
+    ("judge_(unhelpful|refused)", _Scale("share, lower is better", (0, 1))),
     ("feedback_auc", _Scale("area under the curve", (0, 1), chance=0.5)),
     ("(judge|dialogue)_.*", _Scale("mean rating, 1 to 5", (1, 5))),
     ("safety.*", _Scale("share of messages", (0, 1))),

@@ -16,6 +16,7 @@ from esupport.data.conversation import Conversation, Turn
 from esupport.data.preference import Context
 from esupport.errors import UserError, first_line
 from esupport.evaluation.answered import Answered
+from esupport.evaluation.judge.quoting import harmless
 from esupport.generators.protocol import Generator, Reply, Request, Sampling, held_out_request
 from esupport.generators.stored import ask
 from esupport.rendering.contexts import context_of
@@ -90,7 +91,7 @@ class Replying:
                 id_, turn = context.conversation, context.turn
                 found[context.key] = self._answered(system, context, humans[id_], reply)
                 before = talks[id_].turns
-                said = (*before[:turn], Turn(role="supporter", text=reply.text), *before[turn + 1 :])
+                said = (*before[:turn], Turn(role="supporter", text=harmless(reply.text)), *before[turn + 1 :])
                 talks[id_] = talks[id_].model_copy(update={"turns": said})
         return [found[context.key] for context, _ in self.contexts if context.key in found]
 
@@ -102,19 +103,23 @@ class Replying:
         except (ValueError, ValidationError) as error:
             raise UserError(f"systems.{system.name}: {path} is no file of replies: {first_line(error)}") from None
         names = sorted({one.system for one in written} - {HUMAN})
+        if not names:
+            raise UserError(f"systems.{system.name}: {path} holds no system's replies")
         if system.of not in names and (system.of or len(names) != 1):
             raise UserError(f"systems.{system.name}: {path} holds {', '.join(names)}; name one, as {path.name}#{names[0]}")
         # by key: another model's tokenizer may have cut a long context elsewhere
         found = {one.context.key: one for one in written if one.system == (system.of or names[0])}
-        missing = [context.key for context, whole in self.contexts if not _same_place(found.get(context.key), context, whole)]
+        missing = [context.key for context, whole in self.contexts if not self._replied(found.get(context.key), context, whole)]
         if missing:
             raise UserError(f"systems.{system.name}: {path} has no reply to {missing[0]}; evaluate both on the same contexts")
         return [found[context.key].model_copy(update={"system": system.name}) for context, _ in self.contexts]
 
-
-def _same_place(one: Answered | None, context: Context, whole: Conversation) -> bool:
-    """Whether a reply was written to the same place of the same conversation."""
-    return one is not None and one.human == _human(context, whole)
+    def _replied(self, one: Answered | None, context: Context, whole: Conversation) -> bool:
+        """Whether a reply was written to the same place of the same conversation, after the same words."""
+        if one is None or one.human != _human(context, whole):
+            return False
+        last = min(len(one.context.turns), len(context.turns))  # of a longer one, an older turn may be cut
+        return self.history == "own" or one.context.turns[-last:] == context.turns[-last:]
 
 
 def _human(context: Context, whole: Conversation) -> str:

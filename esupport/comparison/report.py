@@ -12,7 +12,7 @@ from typing import Any
 from esupport.comparison import plots
 from esupport.comparison.figures import ALPHA
 from esupport.comparison.systems import HUMAN
-from esupport.comparison.tables import NOT_SIGNIFICANT
+from esupport.comparison.tables import NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT, cut, mark, marks, powerless
 from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
 from esupport.page.document import NONE, environment, missing, read_json, read_lines, save, texts
@@ -24,7 +24,8 @@ _GROUPS = (  # of figures, by name
     ("Likelihood (NLL and perplexity: lower is closer to the human replies)", "nll|perplexity|feedback_auc"),
     ("Overlap with the human reply (likeness, not quality)", "bleu_.|rouge_l|meteor|embedding|extrema|bertscore"),
     ("Variety and length", "distinct_.|words|tokens"),
-    ("Judge (ratings from 1 to 5, higher is better; swap: chance is 0.5)", "judge_.*"),
+    ("Judge (ratings from 1 to 5, higher is better; swap: chance is 0.5)", "judge_(?!(unhelpful|refused)$).*"),
+    ("Judge, shares of replies (lower is better)", "judge_.*"),
     (_SAFETY, "safety.*"),
     ("Dialogues with a simulated seeker (ratings from 1 to 5)", "dialogue_.*"),
     ("As published elsewhere (other definitions)", "esconv_.*|pesc_.*"),
@@ -81,7 +82,10 @@ def write_report(folder: Path) -> Path:
             limits=_LIMITS,
             label=plots.label,
             humans=[one["system"] for one in metrics["systems"] if one["kind"] == HUMAN],
-            words={"none": NONE, "not_significant": NOT_SIGNIFICANT, "alpha": ALPHA, "safety": _SAFETY},
+            cut=cut(metrics),
+            powerless=powerless(metrics),
+            words={"none": NONE, "alpha": ALPHA, "safety": _SAFETY},
+            marks={"significant": SIGNIFICANT, "not_significant": NOT_SIGNIFICANT, "not_tested": NOT_TESTED},
         )
     )
     return save(html, folder / "report.html")
@@ -89,35 +93,27 @@ def write_report(folder: Path) -> Path:
 
 def _groups(metrics: Mapping[str, Any], figures: Mapping[str, plots.Estimates]) -> dict[str, list[Row]]:
     """The rows of the main table, by the title of their group."""
-    marks = _marks(metrics)
+    told = marks(metrics)
     found: dict[str, list[Row]] = {title: [] for title, _ in _GROUPS}
     for name in dict.fromkeys(name for of in figures.values() for name in of):
         title = next(title for title, pattern in _GROUPS if re.fullmatch(pattern, name))
         found[title].append(
-            _row(name, [of.get(name) or {} for of in figures.values()], [marks.get((name, s), "") for s in figures])
+            _row(name, [of.get(name) or {} for of in figures.values()], [told.get((name, s), "") for s in figures])
         )
     return {title: rows for title, rows in found.items() if rows}
 
 
-def _row(name: str, found: Sequence[Mapping[str, Any]], marks: Sequence[str]) -> Row:
-    """One number of digits for all of a figure's values."""
+def _row(name: str, found: Sequence[Mapping[str, Any]], told: Sequence[str]) -> Row:
+    """One number of digits for all of a figure's values; ``told`` are their marks."""
     largest = max((abs(one["value"]) for one in found if _finite(one.get("value"))), default=0)
     form = ".1f" if largest >= 100 else ".2f" if largest >= 10 else ".3f"
     cells = []
-    for one, mark in zip(found, marks, strict=True):
+    for one, marked in zip(found, told, strict=True):
         value, low, high = (one.get(key) for key in ("value", "low", "high"))
         span = f"{_told(low, form)} to {_told(high, form)}" if _finite(low) and _finite(high) else ""
-        cells.append((_told(value, form), span, mark if _finite(value) else ""))
+        cells.append((_told(value, form), span, marked if _finite(value) else ""))
     counts = sorted({one["n"] for one in found if _finite(one.get("value"))})
     return Row(plots.label(name), " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:]))), cells)
-
-
-def _marks(metrics: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """What the test says of each figure's difference from the baseline, by figure and system."""
-    tested = {
-        (one["figure"], one["one"]): one["p_corrected"] for one in metrics["comparisons"] if one["two"] == metrics["baseline"]
-    }
-    return {key: "n.t." if not _finite(p) else NOT_SIGNIFICANT if p >= ALPHA else "*" for key, p in tested.items()}
 
 
 def _tables(metrics: Mapping[str, Any], systems: Sequence[str]) -> dict[str, list[list[Any]]]:
@@ -129,7 +125,10 @@ def _tables(metrics: Mapping[str, Any], systems: Sequence[str]) -> dict[str, lis
             [plots.label(one["figure"]), f"{one['one']} minus {one['two']}", *(one[key] for key in (*span, "p", "p_corrected"))]
             for one in metrics["comparisons"]
         ],
-        "verdicts": [[f"{one['one']} over {one['two']}", *one["counts"].values()] for one in metrics["win_rates"]],
+        "verdicts": [
+            [f"{one['one']} over {one['two']}", *one["counts"].values(), one["p"], one["p_corrected"]]
+            for one in metrics["win_rates"]
+        ],
         "errors": [
             [kind.replace("_", " "), *(errors[system].get(kind, 0) if system in errors else None for system in systems)]
             for kind in dict.fromkeys(kind for of in errors.values() for kind in of)
@@ -139,13 +138,14 @@ def _tables(metrics: Mapping[str, Any], systems: Sequence[str]) -> dict[str, lis
 
 
 def _matrices(win_rates: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
-    """Raw and length-controlled win rates of a row's system over a column's, both ways round."""
+    """Raw and length-controlled win rates of a row's system over a column's, both ways round; the test is of the raw ones."""
     found: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for title, key in (("Win rate, raw", "raw"), ("Win rate, length-controlled", "length_controlled")):
         cells = {}
         for one in win_rates:
             rate, decided = one[key], sum(one["counts"][name] for name in ("win", "loss", "tie", "inconsistent"))
-            shared = {"n": rate["n"], "inconsistent": one["counts"]["inconsistent"] / decided if decided else None}
+            shared = {"n": rate["n"], "comparisons": decided, "mark": mark(one["p_corrected"]) if key == "raw" else ""}
+            shared["inconsistent"] = one["counts"]["inconsistent"] / decided if decided else None
             ends = [rate["value"], rate["low"], rate["high"]]
             turned = [1 - end if _finite(end) else None for end in (ends[0], ends[2], ends[1])]
             for pair, (value, low, high) in (((one["one"], one["two"]), ends), ((one["two"], one["one"]), turned)):

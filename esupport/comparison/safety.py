@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from esupport.comparison.figures import Figure, shares
 from esupport.comparison.replying import Replies
 from esupport.data.conversation import Record, Turn
-from esupport.data.files import Raw, locate, read_file
+from esupport.data.files import locate, read_file
 from esupport.data.preference import Context
+from esupport.data.source import checked
 from esupport.errors import DataFault, UserError
 from esupport.generators.protocol import Sampling, reply_request, seed_of
 from esupport.reflection import wording
@@ -122,7 +123,7 @@ class Safety:
             raise UserError(f"safety.path: no such file: {self.path}")
         found: dict[str, Message] = {}
         for raw in read_file(file):
-            message = _read(raw)
+            message = checked(lambda value, _: Message.model_validate(value), raw)
             unknown = [name for name in message.asked if name not in self.asked]
             if unknown or message.id in found:
                 told = f"not in safety.asked: {', '.join(unknown)}" if unknown else f"there twice: {message.id}"
@@ -168,7 +169,7 @@ def safety_figures(tried: Sequence[Tried]) -> list[Figure]:
         whose = {"safety": "crisis and boundary messages"}.get(name, f"messages of the kind {part[0].kind}")
         text = f"Share of {whose} whose reply does all that is asked of it, by lists of phrases: read the replies."
         messages = {system: [one.id for one in of] for system, of in systems.items()}
-        found.append(replace(Figure.of(name, text, shares(met), messages), met=met))
+        found.append(replace(Figure.of(name, text, shares(met), messages), met=met, restates=name != "safety"))
     return found
 
 
@@ -176,13 +177,3 @@ def _groups(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
     groups = {"safety": [one for one in tried if one.kind != PLAIN]}
     groups |= {f"safety_{kind}": [one for one in tried if one.kind == kind] for kind in {each.kind: None for each in tried}}
     return {name: part for name, part in groups.items() if part}
-
-
-def _read(raw: Raw) -> Message:
-    if isinstance(raw.value, DataFault):
-        raise raw.value
-    try:
-        return Message.model_validate(raw.value)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise DataFault(raw.where, ".".join(map(str, fault["loc"])), fault["msg"]) from None

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from esupport.errors import UserError, first_line
 from esupport.generators.protocol import Generator
-from esupport.models.slot import refuse_other_scale
+from esupport.models.slot import refuse_other
 
 Kind = Literal["base", "adapter", "server", "human", "file"]
 HUMAN = "human"
@@ -69,7 +69,8 @@ def systems_of(plain: Mapping[str, Any], generator: Generator, server: Generator
             )
         if system.adapter:  # now: where its replies are there already, it is never loaded
             lora = plain["model"]["lora"]
-            refuse_other_scale(system.adapter, alpha=lora["alpha"], rslora=lora["rslora"], dora=lora["dora"])
+            known = {key: lora[key] for key in ("alpha", "rslora", "dora")}
+            refuse_other(system.adapter, name=plain["model"]["name"], **known)
     order = {"base": 0, "adapter": 1, "server": 2, "file": 2, "human": 3}
     return sorted(found, key=lambda system: (order[system.kind], -1 if system.round is None else system.round))
 

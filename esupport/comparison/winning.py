@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from esupport.comparison.figures import plain
+from esupport.comparison.figures import DRAWS, plain
 from esupport.comparison.judging import Judged
 from esupport.evaluation.judge.records import counts
 from esupport.evaluation.judge.winrate import length_controlled, measured
@@ -38,7 +38,7 @@ def win_rates(judged: Judged, seed: int) -> list[dict[str, Any]]:
                 "length_controlled": plain(asdict(interval(controlled, units, clusters, seed, _DRAWS))),
             }
         )
-        tested.append(compare(raw, units, units + len(scores), clusters, seed).p if clusters else np.nan)
+        tested.append(compare(raw, units, units + len(scores), clusters, seed, DRAWS).p if clusters else np.nan)
     p_values = zip(found, tested, holm(tested), strict=True)
     return [plain({**told, "p": p, "p_corrected": corrected}) for told, p, corrected in p_values]
 

@@ -43,6 +43,9 @@ def check_resources(plain: dict[str, Any]) -> None:
         locate(plain["data"]["pairs"], "data.pairs")
     if "replay" in plain and plain["replay"]["ratio"]:
         locate(plain["replay"]["source"]["path"], "replay.source.path")
+    for key, path in _named_files(plain):
+        if not Path(path).expanduser().is_file():
+            raise UserError(f"{key}: no such file: {path}")
     model = plain["model"]
     if model["adapter"]:
         for needed in ("adapter_config.json", "adapter_model.safetensors"):
@@ -59,6 +62,13 @@ def check_resources(plain: dict[str, Any]) -> None:
             f"model.path: {model['path']} is gated and there is no token: accept its licence on the hub and set HF_TOKEN "
             "(or huggingface-cli login), or give a local copy with model.path=FOLDER"
         )
+
+
+def _named_files(plain: dict[str, Any]) -> list[tuple[str, str]]:
+    """What ``evaluate.py`` reads only after much was written, or paid for."""
+    vectors = plain.get("metrics", {}).get("word_vectors")
+    others = [("agreement_with", path) for path in plain.get("agreement_with", [])]
+    return [*others, *([("metrics.word_vectors", vectors)] if vectors else [])]
 
 
 def nearest(key: str, keys: list[str]) -> str:

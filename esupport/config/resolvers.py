@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ def output_dir() -> str:
 
 
 def run_label() -> str | None:
-    """What a run is called in W&B: its overrides, or the name of its directory."""
+    """What a run is called in W&B: its overrides, with names of files in place of whole paths, or the name of its directory."""
     if not HydraConfig.initialized():
         return None
-    return HydraConfig.get().job.override_dirname or Path(output_dir()).name
+    return re.sub(r"(?<![^=,'\"\[])(?:~?/)[^,'\"\]]*/", "", HydraConfig.get().job.override_dirname) or Path(output_dir()).name
 
 
 def sweep_group() -> str | None:

@@ -79,7 +79,7 @@ class Backbone(Own):
     gated: bool
     dtype: Literal["float32", "bfloat16", "float16"]
     load_in_4bit: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: Literal["none", "selective", "full"]
     instruction_in: Literal["system", "first_user"]
     template_kwargs: dict[str, Any]
     learning_rate: PositiveFloat

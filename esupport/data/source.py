@@ -123,7 +123,7 @@ class Source:
         for side, part in published.items():
             for raw in part:
                 try:
-                    record = _checked(parse, raw)
+                    record = checked(parse, raw)
                 except DataFault as fault:
                     if self.on_error == "stop":
                         raise
@@ -133,7 +133,7 @@ class Source:
                 yield {"record": record.model_dump_json(exclude_defaults=True), "where": raw.where}
 
 
-def _checked(parse: Callable[..., T], raw: Raw) -> T:
+def checked(parse: Callable[..., T], raw: Raw) -> T:
     """What ``parse`` makes of a raw record; what it refuses is a ``DataFault`` that names file, line and field."""
     if isinstance(raw.value, DataFault):
         raise raw.value

@@ -58,7 +58,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval, and the number of conversations it rests on; nan where there is none."""
+    """A figure with its 95 % interval, and the number of conversations that have a value; nan where there is none."""
 
     value: float
     low: float
@@ -88,7 +88,8 @@ def interval(measure: Measure, indices: Indices, clusters: Sequence[Hashable], s
         clusters: the conversation of each, (replies,).
         seed, draws: of the bootstrap.
     """
-    weighed, n = _weighed(measure, indices, _codes(clusters))
+    codes, (units,) = _valued(measure, clusters, indices)
+    weighed, n = _weighed(measure, units, codes)
     return _estimate(weighed, n, measure.repeats, seed, draws)
 
 
@@ -110,9 +111,9 @@ def compare(
     distribution, serves corpus figures that are no mean of conversations, and its level is exact; a bootstrap's is only so
     for many conversations. All swaps are tried where they are no more than ``draws``.
     """
-    codes = _codes(clusters)
+    codes, units = _valued(measure, clusters, one, two)
     n = int(codes.max(initial=-1)) + 1
-    both, _ = _weighed(measure, np.concatenate([one, two]), np.concatenate([codes, codes + n]))
+    both, _ = _weighed(measure, np.concatenate(units), np.concatenate([codes, codes + n]))
 
     def difference(first: npt.NDArray[np.intp], second: npt.NDArray[np.intp]) -> Floats:
         return both(np.hstack([first, second])) - both(np.hstack([second, first]))
@@ -136,10 +137,22 @@ def _codes(clusters: Sequence[Hashable]) -> Indices:
     return np.array([seen.setdefault(cluster, len(seen)) for cluster in clusters], dtype=np.intp)
 
 
+def _valued(measure: Measure, clusters: Sequence[Hashable], *systems: Indices) -> tuple[Indices, list[Indices]]:
+    """Clusters, coded, and units of each system, without the units that have a value in no system.
+
+    What adds nothing to the sums is no observation, and must not make ``n`` larger. Measures that are no sums keep all.
+    """
+    for units in systems:
+        if len(units) != len(clusters):
+            raise ValueError(f"{len(units)} replies, but {len(clusters)} have a conversation")
+    kept = np.ones(len(clusters), dtype=bool)
+    if isinstance(measure, Sums):
+        kept = np.logical_or.reduce([measure.statistics[units].any(1) for units in systems])
+    return _codes([cluster for cluster, has in zip(clusters, kept, strict=True) if has]), [units[kept] for units in systems]
+
+
 def _weighed(measure: Measure, indices: Indices, codes: Indices) -> tuple[_Weighed, int]:
     """The figure as a function of how often each cluster is there, (draws, clusters) to (draws,), and their number."""
-    if len(indices) != len(codes):
-        raise ValueError(f"{len(indices)} replies, but {len(codes)} have a conversation")
     n = int(codes.max(initial=-1)) + 1
     if isinstance(measure, Sums):
         table = np.zeros((n, measure.statistics.shape[1]))
@@ -183,7 +196,10 @@ def _jackknife(weighed: _Weighed, n: int, value: float) -> tuple[float, float]:
 def _swapped(
     difference: Callable[[npt.NDArray[np.intp], npt.NDArray[np.intp]], Floats], value: float, n: int, seed: int, draws: int
 ) -> float:
-    """Two-sided p-value over random swaps, the one that was seen counted (Phipson & Smyth 2010), or over all of them."""
+    """Two-sided p-value over random swaps, the one that was seen counted (Phipson & Smyth 2010), or over all of them.
+
+    A swap that leaves a system without any value has no difference: it counts as extreme, so that p is not too small.
+    """
     if np.isnan(value):
         return np.nan
     if n < 63 and 2**n <= draws:
@@ -193,7 +209,7 @@ def _swapped(
         swaps, seen = (rng.integers(0, 2, (size, n)) for size in _sizes(draws)), 1
     values = np.concatenate([difference(1 - swap, swap) for swap in swaps])
     # what equals the seen difference but for rounding counts as equal
-    extreme = np.abs(values) >= abs(value) * (1 - 1e-9) - 1e-12
+    extreme = np.isnan(values) | (np.abs(values) >= abs(value) * (1 - 1e-9) - 1e-12)
     return float((extreme.sum() + seen) / (len(values) + seen))
 
 

@@ -6,12 +6,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from esupport.config.binding import bind
-from esupport.config.check import check_resources, check_types
 from esupport.config.resolvers import output_dir
 from esupport.evolution.contexts import Choice, choose
 from esupport.evolution.exam import Drift, Exam
@@ -27,8 +24,7 @@ from esupport.objectives.reference import Scorer
 from esupport.reflection.method import Method, Speaker
 from esupport.rendering.contexts import spread_contexts
 from esupport.store import Store, write_atomically
-from esupport.training.environment import device_of, make, make_generator, make_loggers, quiet
-from esupport.training.job import told
+from esupport.training.environment import begin, device_of, make, make_generator, make_loggers, told
 from esupport.training.prepare import prepare
 from esupport.training.report import show_data
 from esupport.training.resume import refuse_other_settings
@@ -52,14 +48,10 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: for anything the user can mend.
     """
-    plain = check_types("evolve", cfg)
-    check_resources(plain)
-    bind(plain)
-    quiet()
+    plain = begin("evolve", cfg)
     console, folder = Console(), Path(output_dir())
     refuse_other_settings(plain, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pl.seed_everything(plain["seed"], verbose=False)
 
     store = Store(Path(plain["paths"]["store"]).expanduser())
     ledger = Ledger(store, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from esupport.evolution.per_round import of_round
 from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Request, Sampling, digest, reply_request, seed_of
 from esupport.reflection.method import Method
-from esupport.reflection.pairing import Fits, filter_counts, pair_up, sift
+from esupport.reflection.pairing import filter_counts, fits, pair_up, sift
 from esupport.reflection.steps import Outcome, refine, reflect
 from esupport.rendering.template import Renderer
 from esupport.store import Stage, Store, read_lines, write_lines
@@ -123,7 +124,7 @@ class Evolution:
         pairs = pair_up(contexts, drafts, reflected, refined, human, writers, number)
         stage = self.store.stage(
             "pairs",
-            {"pairs": digest(pairs), "filters": dict(self.filters), "fits": self._fits().identity()},
+            {"pairs": digest(pairs), "filters": dict(self.filters), "fits": self.renderer.contents},
             lambda folder: self._sift(pairs, folder),
         )
         asked = (f"round-{number}/{step}" for step in ("draft", "reflect", "refine"))
@@ -139,12 +140,9 @@ class Evolution:
 
     def _sift(self, pairs: Sequence[PreferencePair], folder: Path) -> None:
         filters = {name: make(node, f"filters.{name}") for name, node in self.filters.items() if node}
-        kept, dropped = sift(pairs, {**filters, "fits": self._fits()})
+        kept, dropped = sift(pairs, {**filters, "fits": partial(fits, self.renderer)})
         for name, records in (("pairs", kept), ("dropped", dropped)):
             write_lines(folder / f"{name}.jsonl", (pair.model_dump(exclude_none=True) for pair in records))
-
-    def _fits(self) -> Fits:
-        return Fits(self.renderer, self.learner.slot.backbone.identity()["weights"])
 
     def _counts(self, stage: Stage, contexts: int, reflected: Outcome, refined: Outcome | None) -> dict[str, Any]:
         kept, dropped = _kept(stage), _read(stage, "dropped")

@@ -29,6 +29,7 @@ class OpenAIServer:
     Args:
         base_url: where the server listens, up to ``/v1``.
         model: its name on the server.
+        revision: of the model behind the name; another one has all asked anew.
         api_key_env: environment variable that holds the key; local servers need none.
         concurrency: requests in flight.
         timeout_s: longest wait for one answer.
@@ -47,6 +48,7 @@ class OpenAIServer:
         self,
         base_url: str,
         model: str,
+        revision: str | None,
         api_key_env: str,
         concurrency: int,
         timeout_s: float,
@@ -58,10 +60,10 @@ class OpenAIServer:
             raise UserError("generator: the package openai is not installed; run: pip install -e '.[openai]'")
         address = urlsplit(base_url)
         if address.username or address.password or address.query:  # messages show the address
-            raise UserError("generator.base_url: an address without a key; name its variable in generator.api_key_env")
+            raise UserError("base_url: an address without a key; name its variable in api_key_env")
         if address.scheme not in ("http", "https") or not address.hostname or address.port == 0:
-            raise UserError(f"generator.base_url: should be like http://host:8000/v1 (given: {base_url})")
-        self.base_url, self.name, self.api_key_env = base_url, model, api_key_env
+            raise UserError(f"base_url: should be like http://host:8000/v1 (given: {base_url})")
+        self.base_url, self.name, self.revision, self.api_key_env = base_url, model, revision, api_key_env
         self.concurrency, self.timeout_s, self.max_retries = concurrency, timeout_s, max_retries
         self.prefill = prefill
         self.extra = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(extra)), resolve=True))
@@ -70,7 +72,8 @@ class OpenAIServer:
 
     def identity(self) -> dict[str, Any]:
         """The model and what is asked of it, wherever it runs."""
-        return {"generator": "openai", "model": self.name, "extra": self.extra, "prefill": self.prefill}
+        known = {"revision": self.revision} if self.revision else {}
+        return {"generator": "openai", "model": self.name, "extra": self.extra, "prefill": self.prefill, **known}
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         """Pieces in the given order."""
@@ -175,7 +178,7 @@ class OpenAIServer:
         return UserError(f"{self._where(key)} answers {status}: {self._plain(said or error)}")
 
     def _where(self, key: str) -> str:
-        return f"generator.{key} (or teacher.{key}): {self.name} at {self.base_url}"
+        return f"{key}: {self.name} at {self.base_url}"
 
     def _plain(self, said: Any) -> str:
         line = first_line(said if isinstance(said, BaseException) else Exception(said))[:200]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from esupport.errors import UserError, first_line
+from esupport.models.recomputing import Checkpointing, recompute
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,7 +46,7 @@ class Backbone:
         gated: whether the hub asks for a token.
         dtype: of the frozen weights; the adapter is float32.
         load_in_4bit: NF4 quantisation of the frozen weights (needs bitsandbytes and a GPU).
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more time.
+        gradient_checkpointing: what is computed anew in the backward pass (:func:`esupport.models.recomputing.recompute`).
         instruction_in, template_kwargs: how the chat template is used (:class:`esupport.rendering.template.Renderer`).
         lora: the adapter to train.
         learning_rate, preference_learning_rate: the highest at which the adapter is trained; config files hand them to the
@@ -60,7 +61,7 @@ class Backbone:
     gated: bool
     dtype: Literal["float32", "bfloat16", "float16"]
     load_in_4bit: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
     instruction_in: Literal["system", "first_user"]
     template_kwargs: Mapping[str, Any]
     lora: Lora
@@ -124,8 +125,7 @@ class Backbone:
         base.config.use_cache = False
         if self.load_in_4bit:
             base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-        if self.gradient_checkpointing:
-            base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        recompute(base, self.gradient_checkpointing, self.lora.r)
         try:
             policy = self._adapt(base, seed)
         except ValueError as error:  # PEFT's word for modules or shapes that the model does not have

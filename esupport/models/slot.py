@@ -34,15 +34,18 @@ class Slot:
         """The policy with the weights of ``adapter``, a PEFT folder, or of a new adapter drawn from the seed."""
         from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
+        from esupport.models.fused import fuse
+
         if self._policy is None:
             loaded = self.backbone.load(self.seed)
+            fuse(loaded)
             verify_tree_row(loaded.to(self.device))
             self._fresh = {name: value.cpu().clone() for name, value in get_peft_model_state_dict(loaded).items()}
             self._policy = loaded
         policy = self._policy.to(self.device)
         if adapter is not None:
             lora = self.backbone.lora
-            refuse_other_scale(adapter, alpha=lora.alpha, rslora=lora.rslora, dora=lora.dora)
+            refuse_other(adapter, name=self.backbone.name, alpha=lora.alpha, rslora=lora.rslora, dora=lora.dora)
         weights = self._fresh if adapter is None else load_peft_weights(str(adapter), device="cpu")
         try:
             wrong = cast("Any", set_peft_model_state_dict(policy, weights))
@@ -68,13 +71,16 @@ class Slot:
             policy.train(was_training)
 
 
-def refuse_other_scale(adapter: Path, *, alpha: float, rslora: bool, dora: bool) -> None:
-    """Raise ``UserError`` where an adapter was trained at another scale: its weights would load, and mean something else."""
+def refuse_other(adapter: Path, *, name: str, alpha: float, rslora: bool, dora: bool) -> None:
+    """Raise ``UserError`` where an adapter was trained on another model, or at another scale: its weights would load, and mean
+    something else.
+    """
     found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     for key, there, here in (
-        ("alpha", found.get("lora_alpha"), alpha),
-        ("rslora", bool(found.get("use_rslora")), rslora),
-        ("dora", bool(found.get("use_dora")), dora),
+        ("name", found.get("base_model_name_or_path") or name, name),
+        ("lora.alpha", found.get("lora_alpha"), alpha),
+        ("lora.rslora", bool(found.get("use_rslora")), rslora),
+        ("lora.dora", bool(found.get("use_dora")), dora),
     ):
         if there != here:
-            raise UserError(f"model.lora.{key}: the adapter in {adapter} was trained with {there}, this is {here}")
+            raise UserError(f"model.{key}: the adapter in {adapter} was trained with {there}, this is {here}")

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-# targets whose logits are in memory at one time: a fifth of a gigabyte at 128 thousand tokens of vocabulary in float32
-CHUNK = 256
+# targets whose logits are in memory at one time, with their gradients and what makes them, a few times over: 26 megabytes
+# each at 50 thousand tokens of vocabulary in float32
+CHUNK = 128
 
 
 def target_logprobs(policy: PeftModel | PreTrainedModel, batch: Batch) -> Tensor:

@@ -19,7 +19,6 @@ from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor
 
 from esupport.errors import UserError, first_line
-from esupport.models.forward import verify_tree_row
 from esupport.objectives.logprobs import target_logprobs
 from esupport.rendering.packing import Batch
 
@@ -68,7 +67,6 @@ class Objective(pl.LightningModule, ABC):
         self.strict_loading = False  # a checkpoint holds the adapter, not the frozen weights
         self.measured_at: int | None = None
         self._held_out: dict[str, Tensor] = {}
-        self._verified = False
 
     @abstractmethod
     def loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
@@ -148,16 +146,6 @@ class Objective(pl.LightningModule, ABC):
     def held_out_names(self) -> list[str]:
         """The held-out corpora, in the order of the validation loaders."""
         return cast("list[str]", cast("Any", self.trainer).datamodule.held_out_names())
-
-    def on_fit_start(self) -> None:
-        """Before anything is learnt, see that the tree row is exact for this model."""
-        self.on_validation_start()
-
-    def on_validation_start(self) -> None:
-        """Before anything is measured, see once that the tree row is exact for this model."""
-        if not self._verified:
-            verify_tree_row(self.policy)
-            self._verified = True
 
     def validation_step(self, batches: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add the batches' negative log-likelihood and target count to their loader's sums."""

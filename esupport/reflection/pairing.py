@@ -76,33 +76,13 @@ def sift(pairs: Sequence[PreferencePair], filters: Mapping[str, Filter]) -> tupl
     return kept, dropped
 
 
-class Fits:
-    """The pair can be rendered, within the bound on tokens: the last filter of every run.
-
-    Args:
-        renderer: that the rows of training are made with.
-        weights: of the model whose tokenizer it uses, by content.
-    """
-
-    def __init__(self, renderer: Renderer, weights: str) -> None:
-        self.renderer, self.weights = renderer, weights
-
-    def identity(self) -> dict[str, Any]:
-        """What decides its verdicts."""
-        instruction = self.renderer.instruction
-        return {
-            "max_tokens": self.renderer.max_tokens,
-            "instruction": instruction,
-            "weights": self.weights,
-        } | self.renderer.identity()
-
-    def __call__(self, pair: PreferencePair) -> str | None:
-        """See :class:`esupport.reflection.filters.Filter`."""
-        try:
-            longest = max(len(response.ids) for response in respond(pair, self.renderer))
-        except DataFault as fault:
-            return f"{fault.field}: {fault.reason}"
-        return f"{longest} tokens" if longest > self.renderer.max_tokens else None
+def fits(renderer: Renderer, pair: PreferencePair) -> str | None:
+    """The last filter of every run: the pair can be rendered as the rows of training are, within the bound on tokens."""
+    try:
+        longest = max(len(response.ids) for response in respond(pair, renderer))
+    except DataFault as fault:
+        return f"{fault.field}: {fault.reason}"
+    return f"{longest} tokens" if longest > renderer.max_tokens else None
 
 
 def filter_counts(dropped: Sequence[PreferencePair], filters: Sequence[str]) -> dict[str, int]:

@@ -39,7 +39,7 @@ def parse_object(answer: str, axes: Iterable[str], context: Context) -> dict[str
         return None
     try:
         value, _ = json.JSONDecoder(strict=False).raw_decode(answer[start:])
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
         return None
     findings = {}
     for axis in axes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from esupport.data.conversation import Conversation, Turn, merge
 from esupport.data.preference import Context
@@ -33,12 +33,16 @@ def spread_contexts(
 
     Only these are read. Each of ``conversations`` has a reply to learn from.
     """
-    found = []
+    asked = spread_turns(conversations, count, per_conversation)
+    found = ((context_of(conversation, turn, renderer, max_tokens), conversation) for conversation, turn in asked)
+    return [(context, conversation) for context, conversation in found if context]
+
+
+def spread_turns(
+    conversations: Sequence[Conversation], count: int | None, per_conversation: int | None
+) -> Iterator[tuple[Conversation, int]]:
+    """The conversations and turns that :func:`spread_contexts` would take, whether they fit or not."""
     for index in spread(range(len(conversations)), len(conversations) if count is None else count):
-        conversation = conversations[index]
-        turns = conversation.supporter_turns()
+        turns = conversations[index].supporter_turns()
         for turn in spread(turns, len(turns) if per_conversation is None else per_conversation):
-            context = context_of(conversation, turn, renderer, max_tokens)
-            if context is not None:
-                found.append((context, conversation))
-    return found
+            yield conversations[index], turn

@@ -82,12 +82,14 @@ class Corpus:
         """Which rows cannot take the fast path, and why: a sentence each; none where all do."""
         found = []
         if self.extra_trees:
-            found.append(f"{self.extra_trees} rows more than conversations: the chat template renders earlier turns anew.")
+            told = "rows more than conversations: the chat template renders earlier turns anew."
+            found.append(f"{self.name}: {self.extra_trees} {told}")
         long = int((self.lengths > tokens_per_batch).sum())
         if long:
             found.append(
-                f"{long} of {len(self.rows)} rows are longer than batching.tokens_per_batch={tokens_per_batch}: their branches "
-                "go to several batches, each of which reads the trunk again; a trunk that is longer makes a longer batch."
+                f"{self.name}: {long} of {len(self.rows)} rows are longer than batching.tokens_per_batch={tokens_per_batch}: "
+                "their branches go to several batches, each of which reads the trunk again; a trunk that is longer makes a "
+                "longer batch."
             )
         return found
 

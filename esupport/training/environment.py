@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -19,12 +20,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
+from esupport.config.binding import bind
+from esupport.config.check import check_resources, check_types
 from esupport.errors import UserError, first_line
 from esupport.generators.protocol import Generator
 from esupport.models.slot import Slot
 from esupport.rendering.template import Renderer
 from esupport.training.throughput import Throughput
+
+Job = Callable[[DictConfig], Any]
 
 # the optimizer step is planned by the data; these keys of Lightning's have no say in it
 _PLANNED = {
@@ -32,6 +38,45 @@ _PLANNED = {
     "gradient_clip_val": "objective.gradient_clip",
     "gradient_clip_algorithm": "objective.gradient_clip",
 }
+
+
+def told(job: Job) -> Job:
+    """Wrap a job: a user's mistake is one line on stderr, the W&B run is always closed, and the exception goes on.
+
+    It must end by exception, never by ``SystemExit``, or one failed job would end a sweep.
+    """
+
+    @functools.wraps(job)
+    def wrapped(cfg: DictConfig) -> Any:
+        exit_code = 1
+        try:
+            result = job(cfg)
+            exit_code = 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise
+        finally:
+            if "wandb" in sys.modules:
+                import wandb
+
+                wandb.finish(exit_code=exit_code)
+        return result
+
+    return wrapped
+
+
+def begin(config_name: str, cfg: DictConfig) -> dict[str, Any]:
+    """The resolved settings of ``conf/CONFIG_NAME.yaml`` at a job's beginning: checked, bound to what they name, and seeded.
+
+    Raises:
+        UserError: a setting that cannot be.
+    """
+    plain = check_types(config_name, cfg)
+    check_resources(plain)
+    bind(plain)
+    quiet()
+    pl.seed_everything(plain["seed"], verbose=False)
+    return plain
 
 
 def make(node: Any, key: str, **given: Any) -> Any:
@@ -74,7 +119,7 @@ def device_of(trainer: dict[str, Any]) -> str:
     """The one device that the trainer's node names. Raises ``UserError`` where it names several."""
     made: pl.Trainer = make({**trainer, "logger": False, "enable_checkpointing": False}, "trainer")
     if made.world_size > 1:
-        raise UserError("trainer.devices: evolve.py runs on one device; use trainer.devices=1")
+        raise UserError("trainer.devices: only train.py runs on several; use trainer.devices=1")
     return str(made.strategy.root_device)
 
 
@@ -84,8 +129,17 @@ def make_loggers(plain: dict[str, Any], wandb: Callable[[], dict[str, Any]] = di
     loggers = [make(node, f"logger.{name}", **(wandb() if _is_wandb(node) else {})) for name, node in nodes.items()]
     for logger in loggers:
         getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # Lightning hands over a None that W&B warns of
-        logger.log_hyperparams(plain)
+        logger.log_hyperparams(pathless(plain))
     return loggers
+
+
+def pathless(node: Any) -> Any:
+    """Settings with names of files and folders in place of whole paths, which tell of the machine."""
+    if isinstance(node, dict):
+        return {key: pathless(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [pathless(value) for value in node]
+    return Path(node).name if isinstance(node, str) and node.startswith(("/", "~/")) else node
 
 
 def make_trainer(node: dict[str, Any], callbacks: dict[str, Any], loggers: list[Any], steps_per_epoch: int) -> pl.Trainer:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from esupport.config.binding import bind
-from esupport.config.check import check_resources, check_types
 from esupport.config.resolvers import output_dir
 from esupport.errors import UserError
 from esupport.generators.local import Transformers
@@ -24,39 +20,13 @@ from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.objectives.module import Objective
 from esupport.objectives.reference import Scorer
-from esupport.store import Store
-from esupport.training.environment import Costs, make, make_loggers, make_trainer, quiet
+from esupport.rendering.contexts import spread_contexts
+from esupport.store import Store, write_atomically, write_lines
+from esupport.training.environment import Costs, begin, make, make_loggers, make_trainer, told
 from esupport.training.fit import fit, measure_base
 from esupport.training.prepare import Prepared, prepare
 from esupport.training.report import Sample, show_data, show_results, show_samples
 from esupport.training.resume import clear, earlier_run
-
-Job = Callable[[DictConfig], Any]
-
-
-def told(job: Job) -> Job:
-    """Wrap a job: a user's mistake is one line on stderr, the W&B run is always closed, and the exception goes on.
-
-    It must end by exception, never by ``SystemExit``, or one failed job would end a sweep.
-    """
-
-    @functools.wraps(job)
-    def wrapped(cfg: DictConfig) -> Any:
-        exit_code = 1
-        try:
-            result = job(cfg)
-            exit_code = 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise
-        finally:
-            if "wandb" in sys.modules:
-                import wandb
-
-                wandb.finish(exit_code=exit_code)
-        return result
-
-    return wrapped
 
 
 @told
@@ -80,10 +50,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: for anything the user can mend.
     """
-    plain = check_types("train", cfg)
-    check_resources(plain)
-    bind(plain)
-    quiet()
+    plain = begin("train", cfg)
     costs, first = Costs(), getattr(rank_zero_only, "rank", 0) == 0
     console, folder = Console(quiet=not first), Path(output_dir())
     checkpoint, ended = earlier_run(plain, folder)
@@ -95,7 +62,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if first:
         clear(folder, checkpoints=checkpoint is None)
         OmegaConf.save(cfg, folder / "config.yaml")
-    pl.seed_everything(plain["seed"], verbose=False)
 
     backbone: Backbone = make(plain["model"], "model")
     prepared = prepare(plain, backbone)
@@ -122,10 +88,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     }
     if trainer.is_global_zero:
         backbone.save(module.policy, folder / "adapter")
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")  # its presence says that training has ended
+        # its presence says that training has ended
+        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         samples = _samples(plain, prepared, Transformers(slot, prepared.renderer, rows=8), folder / "adapter")
-        lines = (json.dumps(sample.record(), ensure_ascii=False) for sample in samples)
-        (folder / "samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_lines(folder / "samples.jsonl", map(asdict, samples))
         show_results(console, metrics)
         show_samples(console, samples)
         _log(trainer, metrics, samples)
@@ -151,11 +117,12 @@ def _reference(plain: dict[str, Any], prepared: Prepared, slot: Slot) -> dict[st
 def _samples(plain: dict[str, Any], prepared: Prepared, generator: Transformers, adapter: Path) -> list[Sample]:
     """Held-out contexts with the reply before and after."""
     settings = dict(plain["samples"])
-    asked = prepared.held_out_contexts(settings.pop("contexts"))
+    renderer, held_out = prepared.renderer, prepared.corpora["valid"].kept
+    asked = spread_contexts(held_out, settings.pop("contexts"), 1, renderer, renderer.max_tokens)
     requests = [
         reply_request(
             context,
-            prepared.renderer.context_messages(context),
+            renderer.context_messages(context),
             Sampling(**settings),
             seed_of(plain["seed"], "samples", context.key),
         )
@@ -181,6 +148,6 @@ def _log(trainer: pl.Trainer, metrics: dict[str, Any], samples: list[Sample]) ->
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=trainer.global_step)
         if isinstance(logger, pl.loggers.WandbLogger) and samples:
-            records = [sample.record() for sample in samples]
+            records = [asdict(sample) for sample in samples]
             logger.log_table("samples", columns=list(records[0]), data=[list(record.values()) for record in records])
         logger.save()

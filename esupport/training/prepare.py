@@ -8,12 +8,9 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from esupport.data.conversation import Conversation
-from esupport.data.preference import Context
 from esupport.data.source import Source
 from esupport.errors import DataFault, UserError
 from esupport.models.backbone import Backbone
-from esupport.rendering.contexts import spread_contexts
 from esupport.rendering.conversations import render_all
 from esupport.rendering.corpus import Corpus
 from esupport.rendering.datamodule import RowDataModule
@@ -37,10 +34,6 @@ class Prepared:
     corpora: dict[str, Corpus]
     faults: list[DataFault]
     duplicates: int
-
-    def held_out_contexts(self, count: int) -> list[tuple[Context, Conversation]]:
-        """At most ``count`` held-out contexts, with the conversations they come from."""
-        return spread_contexts(self.corpora["valid"].kept, count, 1, self.renderer, self.renderer.max_tokens)
 
     def datamodule(self, plain: dict[str, Any]) -> RowDataModule:
         """The loaders of this data under the run's settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -29,10 +29,6 @@ class Sample:
     trained: str
     human: str
 
-    def record(self) -> dict[str, Any]:
-        """As one JSON object of ``samples.jsonl``."""
-        return asdict(self)
-
 
 def show_data(console: Console, prepared: Prepared, tokens_per_batch: int) -> None:
     """What was read, a row a side; below it what else a reader must know."""
@@ -55,7 +51,7 @@ def _remarks(prepared: Prepared, tokens_per_batch: int) -> list[str]:
     lines = [f"A tree row shares contexts: {train.sharing:.1f} times fewer tokens than a row for each reply."]
     if train.branches and "pairs_valid" not in prepared.corpora:  # of pairs, one is a branch by design
         lines.append(f"The chat template renders some replies differently later: {train.branches} scored on branches.")
-    lines += train.slow_paths(tokens_per_batch)
+    lines += [line for corpus in prepared.corpora.values() for line in corpus.slow_paths(tokens_per_batch)]
     if train.openings:
         lines.append(f"{train.openings} opening supporter turns left out: the chat template begins with the seeker.")
     if prepared.duplicates:

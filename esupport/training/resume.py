@@ -13,6 +13,7 @@ from esupport.errors import UserError
 # keys that do not decide what is learnt
 _FREE = {
     *("name", "resume", "optimized_metric", "batching.tokens_per_batch", "paths", "logger", "samples", "model.builder.cache"),
+    "model.gradient_checkpointing",
     *("callbacks.last", "callbacks.progress_bar", "evolution.samples", "trainer.enable_progress_bar"),
 }
 

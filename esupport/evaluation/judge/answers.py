@@ -22,15 +22,21 @@ def choice(said: Any) -> Value | None:
 
 
 def score(said: Any) -> Value | None:
-    """A whole number from 1 to 5."""
-    text = str(said).strip() if type(said) in (int, str) else ""
-    return int(text) if re.fullmatch("[1-5]", text) else None
+    """A whole number from 1 to 5, be it written 4 or 4.0."""
+    text = str(said).strip() if type(said) in (int, float, str) else ""
+    return int(text[0]) if re.fullmatch(r"[1-5](\.0+)?", text) else None
 
 
 def error_of(names: Collection[str]) -> Callable[[Any], Value | None]:
-    """A reader of the error's name, however it is spaced, or ``none``: what the answer begins with."""
+    """A reader of the error's name, however it is spaced, or ``none``: what the answer begins with.
+
+    Null, or no such key, is ``none`` too: so a judge tells of a reply without fault. Were its rating lost, the means would be
+    of the worse replies.
+    """
 
     def read(said: Any) -> Value | None:
+        if said is None:
+            return NONE
         text = re.sub(r"[\s_-]+", "_", said.lower()).strip("_\"'.") if isinstance(said, str) else ""
         return next((name for name in sorted({*names, NONE}, key=len, reverse=True) if text.startswith(name)), None)
 
@@ -38,7 +44,7 @@ def error_of(names: Collection[str]) -> Callable[[Any], Value | None]:
 
 
 def read_object(readers: Readers, answer: str) -> dict[str, Value] | None:
-    """The values in the one JSON object of an answer that has all keys of ``readers``; its ``reason`` is kept too.
+    """The values in the one JSON object of an answer that has all that ``readers`` need; its ``reason`` is kept too.
 
     Several such objects that differ are no answer.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from esupport.data.conversation import Conversation, Turn
 from esupport.data.preference import Context
@@ -40,8 +40,16 @@ def person(conversation: Conversation | None) -> str:
     if conversation is None:
         return ""
     stated = {name: getattr(conversation, name) for name in ("emotion", "problem", "situation")}
-    known = {name: text for name, text in {**conversation.profile, **stated}.items() if text}
-    return "\n".join(quoted(_one_line(f"{name}: {text}")) for name, text in known.items())
+    return _listed({**conversation.profile, **stated})
+
+
+def profile(conversation: Conversation) -> str:
+    """The profile alone, as :func:`person`: what tells people apart whom the same has happened to."""
+    return _listed(conversation.profile)
+
+
+def _listed(known: Mapping[str, str | None]) -> str:
+    return "\n".join(quoted(_one_line(f"{name}: {text}")) for name, text in known.items() if text)
 
 
 def _one_line(text: str) -> str:

@@ -12,8 +12,10 @@ from esupport.data.conversation import Record
 
 Unusable = Literal["refused", "unparsable"]
 Outcome = Literal["win", "loss", "tie", "inconsistent"] | Unusable
+Status = Literal["rated"] | Unusable
 UNUSABLE: tuple[Unusable, ...] = ("refused", "unparsable")
 OUTCOMES: tuple[Outcome, ...] = ("win", "loss", "tie", "inconsistent", *UNUSABLE)
+STATUSES: tuple[Status, ...] = ("rated", *UNUSABLE)
 
 
 class Comparison(Record):
@@ -54,7 +56,7 @@ class Rating(Record):
     system: str
     conversation: str
     turn: int
-    status: Literal["rated"] | Unusable
+    status: Status
     scores: dict[str, int]
     error: str | None
     reason: str
@@ -64,3 +66,9 @@ def counts(comparisons: Sequence[Comparison]) -> dict[str, int]:
     """Comparisons by outcome; all outcomes are there."""
     found = Counter(one.outcome for one in comparisons)
     return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def statuses(ratings: Sequence[Rating]) -> dict[str, int]:
+    """Ratings by status; all statuses are there."""
+    found = Counter(one.status for one in ratings)
+    return {status: found[status] for status in STATUSES}

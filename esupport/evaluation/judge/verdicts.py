@@ -11,7 +11,7 @@ from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.answers import NONE, choice, error_of, read_object, read_one, score
 from esupport.evaluation.judge.asking import Given, Item
 from esupport.evaluation.judge.method import Asked, Judge
-from esupport.evaluation.judge.quoting import person, quoted, transcript
+from esupport.evaluation.judge.quoting import person, profile, quoted, transcript
 from esupport.evaluation.judge.records import UNUSABLE, Comparison, Outcome, Rating
 
 _AGREED: dict[str, Outcome] = {"a": "win", "b": "loss", "tie": "tie"}
@@ -46,12 +46,14 @@ def compare(
 def swap(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conversation]) -> list[Item[Comparison]]:
     """Whom of two people in one situation a reply fits better: the one it was written to, or the other.
 
-    The judge sees what the data tells of both and the reply, not what was said: else the reply's topic would give the
-    person away. It chooses, because two ratings from 1 to 5 are mostly equal. Chance is one half.
+    The judge sees the profiles of both and the reply. It sees neither what was said nor how each put situation and feeling:
+    else a reply that echoes the topic would give the person away. It chooses, because two ratings from 1 to 5 are mostly
+    equal. Chance is one half.
 
     Args:
         judge: whose questions are asked.
-        answered: replies; those to a person without a profile, or without another one in the ``group``, are left out.
+        answered: replies; those to a person without a profile, or without another one in the ``group``, are left out, and so
+            are pairs of people with equal profiles.
         people: conversations by id, the others of the groups among them.
     """
     items = []
@@ -60,8 +62,8 @@ def swap(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conver
         if own is None or own.group is None or not own.profile:
             continue
         for other in sorted(people.values(), key=lambda c: c.id):
-            if other.group == own.group and other.profile and person(other) != person(own):
-                cards = person(own), person(other)
+            if other.group == own.group and other.profile and profile(other) != profile(own):
+                cards = profile(own), profile(other)
                 asked = _both_orders(judge, "swap", one.context, *cards, {"reply": quoted(one.reply)})
                 items.append(Item(asked, partial(_compared, own.id, other.id, one.context, 0)))
     return items

@@ -31,7 +31,7 @@ def prepare(
         tokens: length of each reply in the model's tokens, (replies,).
         word_vectors: a file in word2vec's or GloVe's text format, for vector extrema.
         bertscore: name or folder of BERTScore's model; it is loaded as transformers does, so a name may download it.
-        ratings: a judge's 1 to 5 of each reply, (replies,), for the total score of NLPCC 2025 task 8.
+        ratings: a judge's 1 to 5 of each reply, (replies,), in the place of the G-Score of NLPCC 2025 task 8.
 
     Raises ``UserError`` where the vectors or the model cannot be read, ``ValueError`` where lengths differ.
     """

@@ -41,10 +41,9 @@ class _Alpha:
 
     def value(self, indices: Indices) -> float:
         counts = self.counts[indices]
-        paired = counts[counts.sum(1) > 1]  # a unit that one rater alone rated says nothing of agreement
-        if len(paired) == 0 or (paired.sum(0) > 0).sum() < 2:
+        if len(counts) == 0 or (counts.sum(0) > 0).sum() < 2:
             return np.nan
-        return float(krippendorff.alpha(value_counts=paired, value_domain=self.domain, level_of_measurement=self.level))
+        return float(krippendorff.alpha(value_counts=counts, value_domain=self.domain, level_of_measurement=self.level))
 
 
 def alpha(ratings: Sequence[Sequence[float | None]], clusters: Sequence[Hashable], level: Level) -> Estimate:
@@ -52,10 +51,11 @@ def alpha(ratings: Sequence[Sequence[float | None]], clusters: Sequence[Hashable
 
     Args:
         ratings: of each rater, (raters, units); None where a rater gave none.
-        clusters: the conversation of each unit, (units,).
+        clusters: the conversation of each unit, (units,). One whose units had a single rater each is not counted.
         level: of measurement: nominal labels, ordered ratings, or ratings with equal steps.
     """
     given = np.array([[np.nan if x is None else x for x in row] for row in ratings], dtype=float).reshape(-1, len(clusters))
     domain = np.unique(given[~np.isnan(given)])
     counts = (given[:, :, None] == domain).sum(0)
-    return interval(_Alpha(counts, domain, level), np.arange(len(clusters)), clusters)
+    paired = np.flatnonzero(counts.sum(1) > 1)  # a unit that one rater alone rated says nothing of agreement
+    return interval(_Alpha(counts, domain, level), paired, [clusters[i] for i in paired.tolist()])

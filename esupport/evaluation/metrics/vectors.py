@@ -130,18 +130,24 @@ def extrema_cosines(
     references: Sequence[Sequence[str]],
     vector: Callable[[str], Floats | None],
     pick: Callable[[Floats], Floats],
+    both_zero: float = 0.0,
 ) -> list[float]:
-    """Cosine of what ``pick`` makes of the vectors of a reply's and a reference's tokens; 0 where one has none."""
+    """Cosine of what ``pick`` makes of the vectors of a reply's and a reference's tokens.
+
+    It is 0 where one has no token that is known, or a vector of zeros; ``both_zero`` where both vectors are zeros.
+    """
 
     def of(tokens: Sequence[str]) -> Floats | None:
         rows = [row for token in tokens if (row := vector(token)) is not None]
         return pick(np.stack(rows)) if rows else None
 
-    return [_cosine(of(one), of(two)) for one, two in zip(replies, references, strict=True)]
+    return [_cosine(of(one), of(two), both_zero) for one, two in zip(replies, references, strict=True)]
 
 
-def _cosine(one: Floats | None, two: Floats | None) -> float:
+def _cosine(one: Floats | None, two: Floats | None, both_zero: float) -> float:
     if one is None or two is None:
         return 0.0
+    if not one.any() and not two.any():
+        return both_zero
     norm = float(np.linalg.norm(one) * np.linalg.norm(two))
     return float(one @ two) / norm if norm else 0.0
