@@ -223,7 +223,7 @@ class Evaluation:
         most = self.plain["judge_limit"]
         rated, why_not = judge_dialogues(judge, replying.store, judged, found, people, most, replying.console)
         if why_not:
-            self.left_out["dialogue"] = why_not
+            self.left_out["dialogue_ratings"] = why_not
         else:
             self.figures += dialogue_figures(rated, judge)
         return rated
