@@ -22,7 +22,7 @@ from benchmarks.material import Material, prepare
 from benchmarks.meters import Meter
 from benchmarks.peer_rows import IGNORED, labels_of, rows, runs, sequences
 from benchmarks.processes import Job
-from benchmarks.report import Figure, ratio
+from benchmarks.report import Figure, Report, Row, ratio
 from benchmarks.shapes import backbone_of
 from benchmarks.work import Peer, Planning, Training, Writing
 from esupport.errors import UserError
@@ -74,18 +74,6 @@ def test_dpo_learns_what_trl_learns(tmp_path: Path) -> None:
     assert ours["learnt"] == theirs["learnt"]
     assert [step["completions"] for step in ours["learnt"]] == [8, 8]
     assert ours["second_reference_tokens"] == 0
-
-
-@pytest.mark.slow
-def test_a_peer_that_learns_otherwise_gets_no_ratio(tmp_path: Path) -> None:
-    pytest.importorskip("trl")
-    status, last, printed = command("dpo", tmp_path, *SMALL, "--no-tune", "--peer", "beta=3.3")
-    assert status == 1
-    assert last["agree"] is False
-    assert "ratio" not in last
-    assert "gradient norm" in last["faults"][0]
-    assert "DID NOT DO THE SAME WORK" in printed
-    assert left(tmp_path, "dpo")["ratios"] is None
 
 
 @pytest.mark.slow
@@ -246,6 +234,23 @@ def test_what_differs_is_a_fault(name: str, value: Any, fault: str) -> None:
 
 def test_one_differing_repeat_is_enough() -> None:
     assert not agreement.of_training([result(), result()], [result(), result(losses=[0.0, 0.0])], bf16=False).holds
+
+
+def test_a_side_that_did_other_work_gets_no_ratio(tmp_path: Path) -> None:
+    apart = agreement.of_training([result()], [result(gradient_norms=[0.5, 0.26])], bf16=False)
+    sides = {"esupport": Figure(2.0, 2.0, 2.0), "TRL": Figure(1.0, 1.0, 1.0)}
+    rows = [Row("pairs a second", "pairs_per_second", sides, {"TRL": 2.0})]
+    report = Report("dpo", "python -m benchmarks.dpo", 1, {}, {}, rows, {"TRL": apart}, {})
+    console = Console(record=True, width=110)
+    report.show(console)
+    printed = console.export_text()
+    assert "TRL DID NOT DO THE SAME WORK: there are no ratios" in printed
+    assert "ratio " not in printed
+    last = json.loads(report.last_line("pairs_per_second"))
+    assert last["agree"] is False
+    assert "gradient norm" in last["faults"][0]
+    assert "ratios" not in last
+    assert json.loads(report.write(tmp_path).read_text())["ratios"] is None
 
 
 def test_texts_must_be_nearly_all_equal() -> None:
