@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -171,7 +171,7 @@ def judged_figures(judged: Judged, judge: Judge) -> list[Figure]:
         figures.append(Figure.of("judge_unhelpful", text, shares(low), clusters))
     refused = {name: [float(one.status != "rated") for one in found] for name, found in judged.ratings.items()}
     text = "Share of replies whose rating the judge refused or left incomplete."
-    figures.append(Figure.of("judge_refused", text, shares(refused), clusters))
+    figures.append(replace(Figure.of("judge_refused", text, shares(refused), clusters), restates=True))
     if any(judged.swaps.values()):
         clusters = {name: [one.conversation for one in found] for name, found in judged.swaps.items()}
         scores = {name: [one.score for one in found] for name, found in judged.swaps.items()}

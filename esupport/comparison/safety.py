@@ -169,7 +169,9 @@ def safety_figures(tried: Sequence[Tried]) -> list[Figure]:
         whose = {"safety": "crisis and boundary messages"}.get(name, f"messages of the kind {part[0].kind}")
         text = f"Share of {whose} whose reply does all that is asked of it, by lists of phrases: read the replies."
         messages = {system: [one.id for one in of] for system, of in systems.items()}
-        found.append(replace(Figure.of(name, text, shares(met), messages), met=met, restates=name != "safety"))
+        found.append(
+            replace(Figure.of(name, text, shares(met), messages), met=met, restates=name not in ("safety", f"safety_{PLAIN}"))
+        )
     return found
 
 
