@@ -22,8 +22,8 @@ from esupport.config.check import check_resources, check_types, nearest
 from esupport.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
-# before torch allocates: its CPU allocator then takes tensors in huge pages, where the system has them. Without, a step of
-# training holds 1.4 times the memory and takes a tenth more time
+# before torch allocates: its CPU allocator then takes tensors in huge pages, where the system has them. Without, the C
+# library's heap loses room between them (docs/performance.md)
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 resolvers.register()
