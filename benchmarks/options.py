@@ -70,7 +70,7 @@ def add_training(made: argparse.ArgumentParser) -> None:
     made.add_argument("--warmup", type=natural, default=1, help="optimizer steps before them, which are not counted")
     made.add_argument("--conversations-per-step", type=positive, metavar="N", help="the project's default if not given")
     made.add_argument("--turns", type=positive, help="supporter turns of a conversation; the data's median if not given")
-    made.add_argument("--held-out", type=natural, default=2, metavar="N", help="conversations scored before and after")
+    made.add_argument("--held-out", type=positive, default=2, metavar="N", help="conversations scored before and after")
     made.add_argument("--checkpointing", action="store_true", help="recompute whole layers in the backward pass, on both sides")
     made.add_argument("--random-weights", choices=SHAPES, help="weights drawn in these shapes, with the tokenizer of --model")
     made.add_argument(

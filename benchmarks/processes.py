@@ -53,7 +53,7 @@ def run(job: Job) -> Result:
     """The result of one job in a process of its own.
 
     Raises:
-        UserError: it failed; the message ends with what it last said.
+        UserError: it failed; the message is what it last said.
     """
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "job.json", Path(folder) / "result.json"
@@ -67,8 +67,10 @@ def run(job: Job) -> Result:
             text=True,
         )
         if done.returncode or not answered.exists():
-            said = done.stderr.strip().splitlines()[-12:] or [f"exit status {done.returncode}"]
-            raise UserError(f"{job.target} failed:\n" + "\n".join(said))
+            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            if not said[-1].startswith("error: "):  # no mistake of the user's: where it happened is worth telling
+                print(done.stderr, file=sys.stderr)
+            raise UserError(f"{job.target} failed: {said[-1].removeprefix('error: ')}")
         result: Result = json.loads(answered.read_text(encoding="utf-8"))
         return {**result, "process_seconds": time.perf_counter() - started}
 

@@ -10,11 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
+from esupport.config import command_line
 from esupport.config.check import check_types
-from esupport.config.command_line import CONF
 
 Layout = Literal["pair", "turn", "conversation"]
 BATCHES = (1, 2, 4)  # rows in a forward of the peer's among which it is tuned
@@ -168,6 +165,4 @@ class Evolving(Work):
 
 def composed(config: str, overrides: list[str]) -> dict[str, Any]:
     """``conf/CONFIG.yaml`` with overrides, checked and resolved. Raises ``UserError`` for what it does not know."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check_types(config, compose(config, overrides))
+    return check_types(config, command_line.composed(config, overrides))

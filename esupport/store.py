@@ -16,11 +16,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from esupport.errors import UserError
 
@@ -79,7 +80,7 @@ class Store:
             seconds = round(time.perf_counter() - started, 3)
             files = {name: _sha256(partial / name) for name in _lasting(partial)}
             manifest = {"stage": name, "key": key, "inputs": inputs, "files": files, "seconds": seconds}
-            write_atomically(partial / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+            write_json(partial / _MANIFEST, manifest)
             partial.rename(folder)
             for name_, sha in files.items():
                 self._note(folder / name_, sha)
@@ -87,6 +88,10 @@ class Store:
             for scratch in list(folder.rglob(".*")):
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
         return Stage(name, key, folder, inputs, files, seconds, reused=False)
+
+    def has(self, name: str, inputs: dict[str, Any]) -> bool:
+        """Whether the stage ``name`` of ``inputs`` is finished."""
+        return (self.root / name / key_of(inputs)).exists()
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file; a large one is read once, and again only when it was replaced, or changed in size or time."""
@@ -136,9 +141,14 @@ class Store:
         return lock
 
 
-def key_of(inputs: dict[str, Any]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of the inputs as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+def key_of(value: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a value as JSON with sorted keys; it may hold records and dataclasses."""
+
+    def plain(item: Any) -> Any:
+        return item.model_dump() if isinstance(item, BaseModel) else asdict(item)
+
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -146,6 +156,11 @@ def write_atomically(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value atomically, for people to read."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:

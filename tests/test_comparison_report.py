@@ -58,6 +58,7 @@ def make_metrics(names: tuple[str, ...], judged: bool) -> dict[str, Any]:
         for name in names
     ]
     judge = {"name": "a judge", "requests": 1234, "kept": 56, "prompt_tokens": 78901, "new_tokens": 2345, "estimated": True}
+    judge |= {"ratings": {name: {"rated": 71, "refused": 29} for name in names}, "swap": {names[0]: {"win": 83}}}
     return {
         "name": "demo", "split": "valid", "baseline": names[0], "contexts": 6, "conversations": 6,
         "judge": judge if judged else None, "systems": systems, "breakdown": breakdown, "comparisons": comparisons,
@@ -167,6 +168,12 @@ def test_figures_are_grouped_and_what_is_not_significant_is_marked(tmp_path: Pat
     assert row(page, "distinct-2").count("n.t.") == row(page, "ESConv: BLEU-2").count("n.t.") == 2
     assert "difference from M0 is not significant" in words(page)
     assert "NLL M1 minus M0 -0.125 -0.25 0.0 12 0.75 0.75".replace("-", "\N{MINUS SIGN}") in words(page)
+
+
+def test_what_the_judge_answered_is_counted_by_system(tmp_path: Path) -> None:
+    found = words(section(page_of(make_folder(tmp_path / "demo")), "judge"))
+    for told in ("rating: rated 71 71 71", "rating: refused 29 29 29", "swap test: win 83 n/a n/a"):
+        assert told in found
 
 
 def test_the_share_of_unhelpful_replies_is_no_rating(tmp_path: Path) -> None:

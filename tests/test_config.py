@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, Train
+from conftest import ROOT, TINY, Train, config_of
 from hydra.utils import get_object
 
 from esupport.config import schema, schema_evaluate, schema_evolve
@@ -39,6 +40,7 @@ TEACHER = "{_target_:answers.never,_partial_:true}"
 NEEDED = {  # options that leave something to the user
     "dpo": ["data.pairs=some/pairs"],
     "openai": ["generator.model=m"],
+    "task8": ["generator.model=m"],
     "scripted": [f"generator.answer={TEACHER}"],
     "hub": ["model.path=some/model"],
     "native": ["data.path=some/data"],
@@ -340,8 +342,18 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of evolve.py in place of the demo's; each process of a test run makes its own."""
     outputs = tmp_path_factory.mktemp("demo")
     small = ["experiment=smoke", "data.limit=8", "evolution.rounds=1", "name=demo", f"paths.outputs={outputs}"]
-    subprocess.run([sys.executable, "evolve.py", *small], cwd=ROOT, capture_output=True, timeout=300, check=True)
+    do("evolve", small, outputs / "demo")
     return outputs / "demo"
+
+
+def do(name: str, words: list[str], folder: Path) -> None:
+    """What the command does, in this process; a sweep by the command itself, for it is Hydra's launcher that runs its jobs."""
+    if "-m" in words or any(word.startswith("sweep=") for word in words):
+        done = subprocess.run([sys.executable, f"{name}.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
+    job = {"train": "training", "evolve": "evolution", "evaluate": "comparison"}[name]
+    getattr(importlib.import_module(f"esupport.{job}.job"), f"{name}_job")(config_of(name, words, folder))
 
 
 @pytest.mark.slow
@@ -358,14 +370,7 @@ def test_documented_commands_without_download_and_gpu_run(command: str, tmp_path
         small = ["model=tiny", "trainer=cpu", "data.limit=8", "sampling.max_new_tokens=4"]
         small += ["contexts.conversations=2"] if not any(w.startswith("contexts.conv") for w in words) else []
         kept = [f"run={request.getfixturevalue('demo')}" if w == "run=outputs/demo" else w for w in kept]
-    done = subprocess.run(
-        [sys.executable, f"{name}.py", *kept, *small, f"paths.outputs={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    do(name, [*kept, *small, f"paths.outputs={tmp_path}"], tmp_path / "run")
     assert list(tmp_path.rglob("metrics.json"))
 
 

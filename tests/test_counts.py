@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import TINY, Compose, Train
 from speaking import Local
+from transformers.models.llama.modeling_llama import LlamaModel
 
+from esupport.config.check import check_types
 from esupport.data.conversation import Conversation
 from esupport.data.files import read_file
 from esupport.data.preference import Context, PreferencePair
@@ -20,6 +24,8 @@ from esupport.rendering.conversations import rendered
 from esupport.rendering.corpus import Corpus, hold
 from esupport.rendering.packing import pack
 from esupport.rendering.pairs import render_pairs
+from esupport.training.environment import make
+from esupport.training.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +122,43 @@ def test_a_conversation_is_read_once_for_all_its_replies_and_rows_that_ended_lea
     stepped = sum(rows for rows, columns in local.read if columns == 1)
     wanted = sum(reply.tokens for reply in replies)
     assert stepped < 1.5 * wanted
+
+
+@pytest.fixture
+def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Of each forward through the tiny model: its tokens, and whether they are learnt from."""
+    counts: list[tuple[int, bool]] = []
+    real = LlamaModel.forward
+
+    def forward(self: Any, input_ids: torch.Tensor, **others: Any) -> Any:
+        counts.append((input_ids.numel(), torch.is_grad_enabled()))
+        return real(self, input_ids=input_ids, **others)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    return counts
+
+
+def test_a_run_reads_each_token_once_an_epoch(train: Train, composed: Compose, forwarded: list[tuple[int, bool]]) -> None:
+    settings = ["replay.ratio=0", "trainer.max_epochs=2"]
+    train(*settings)
+    plain = check_types("train", composed(*TINY, "data.limit=12", *settings))
+    rows = prepare(plain, make(plain["model"], "model")).corpora["train"].rows
+    assert sum(tokens for tokens, learning in forwarded if learning) == 2 * sum(map(len, rows))
+
+
+def test_preference_training_reads_each_token_once_and_scores_the_reference_once_for_all_runs(
+    talks: list[Conversation], train: Train, composed: Compose, forwarded: list[tuple[int, bool]], tmp_path: Path
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(pair.model_dump_json(exclude_none=True) + "\n" for pair in pairs(talks)[:24]))
+    settings = ["objective=dpo", f"data.pairs={path}", "replay.ratio=0"]
+    read = []
+    for number, rate in enumerate(("1e-4", "2e-4")):
+        forwarded.clear()
+        train(*settings, f"objective.optimizer.lr={rate}", folder=f"run{number}")
+        read.append({kind: sum(tokens for tokens, learning in forwarded if learning is kind) for kind in (True, False)})
+    plain = check_types("train", composed(*TINY, "data.limit=12", *settings))
+    corpora = prepare(plain, make(plain["model"], "model")).corpora
+    learnt, held_out = (sum(map(len, corpora[name].rows)) for name in ("train", "pairs_valid"))
+    assert read[0][True] == read[1][True] == learnt
+    assert read[0][False] - read[1][False] == learnt + held_out, "the reference, whatever the learning rate"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Compose, Evolve
+from conftest import ROOT, Compose, Evolve
 from rich.console import Console
 from test_comparison_report import SYSTEMS, make_metrics
 
@@ -174,8 +175,12 @@ def test_mistakes_are_one_line(evaluate: Evaluate, overrides: list[str], message
 
 def test_a_run_that_learnt_from_what_would_be_measured_is_refused(evolve: Evolve, evaluate: Evaluate, tmp_path: Path) -> None:
     evolve("evolution.rounds=0")
-    with pytest.raises(UserError, match=r"data\.seed: the run was divided by 0, this by 1"):
-        evaluate(f"run={tmp_path}/run", "data.seed=1")
+    renamed = tmp_path / "renamed.jsonl"
+    shutil.copy(ROOT / "esupport/data/shipped/train.jsonl", renamed)
+    elsewhere = ["data=native", f"data.path={renamed}", "data.limit=null", "data.fractions={train:0,valid:1,test:0}"]
+    for system in (f"run={tmp_path}/run", f"+systems.mine={tmp_path}/run/sft/adapter"):
+        with pytest.raises(UserError, match=r"split: \w+ learnt from \d+ of the 96 conversations of the side valid"):
+            evaluate(system, *elsewhere)
     with pytest.raises(UserError, match=r"model\.name: the run's is tiny, this one is"):
         evaluate(f"run={tmp_path}/run", "model=smollm2")
     with pytest.raises(UserError, match=r"rendering\.instruction: the run's is"):

@@ -26,11 +26,12 @@ from transformers import GenerationConfig
 
 from esupport.errors import UserError
 from esupport.generators.local import SeededSampling
-from esupport.generators.protocol import Generator, Reply, Request, digest, seed_of
+from esupport.generators.protocol import Generator, Reply, Request, seed_of
 from esupport.generators.scripted import Scripted
 from esupport.generators.server import OpenAIServer
 from esupport.generators.vllm import VLLM
 from esupport.rendering.template import Renderer
+from esupport.store import key_of
 
 Body = dict[str, Any]
 KEY = "sk-secret-0123456789"
@@ -148,7 +149,7 @@ def test_extra_fields_are_added_and_null_takes_one_away(serving: Any) -> None:
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
     assert body["max_completion_tokens"] == 20
     assert {"max_tokens", "stop"}.isdisjoint(body)
-    assert digest(generator.identity()) != digest(serving(lambda *_: answer())[0].identity())
+    assert key_of(generator.identity()) != key_of(serving(lambda *_: answer())[0].identity())
     assert not {"127.0.0.1", KEY} & set(json.dumps(generator.identity()).split('"'))
 
 

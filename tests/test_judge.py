@@ -47,6 +47,7 @@ from esupport.store import Store
 Script = Callable[[Request], str]
 NEEDED = {
     "openai": ["judge.generator.model=m"],
+    "task8": ["judge.generator.model=m"],
     "scripted": ["judge.generator.answer={_target_:test_judge.first,_partial_:true}"],
     "local": [],
 }
@@ -192,6 +193,10 @@ def test_answers_are_kept_by_content_and_the_cost_is_known_before(tmp_path: Path
     assert [one.verdicts for one in again] == [one.verdicts for one in found]
     cost = asker(by, tmp_path).cost(compare(by, renamed, PEOPLE))
     assert (cost.requests, cost.kept, cost.prompt_tokens) == (0, 12, 0)
+    more = compare(by, pairs(8), PEOPLE)
+    assert (asker(by, tmp_path).cost(more).requests, asker(by, tmp_path).cost(more).kept) == (4, 12)
+    assert asker(by, tmp_path).settle(more)[:6] == found
+    assert len(asked) == 16, "two pairs more are four requests more"
     warmer = judge(first, "judge.sampling.temperature=1.0")
     assert asker(warmer, tmp_path).cost(compare(warmer, pairs(), PEOPLE)).requests == 12
 
@@ -611,6 +616,31 @@ def test_outcomes_of_the_swap_test_and_ratings_are_counted_by_system(tmp_path: P
     assert "contradict" in figure.definition
     alone = judge_all(by, Store(tmp_path), systems, PEOPLE, 10**6, Console(file=StringIO()))
     assert alone.told()["swap"] == {}
+
+
+def test_the_g_score_is_one_number_with_the_human_reply_shown(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def script(request: Request) -> str:
+        text = prompt(request)
+        if "one rating from 1 to 5 for all" not in text:
+            return perfect(request)
+        asked.append(text)
+        return "4" if "| good" in text else "Score: 2.0"
+
+    by = replace(group("task8"), generator=Scripted(script, 4))
+    systems = {name: [answered(text, name)] for name, text in (("A", "good"), ("B", "bad"), ("human", "I see."))}
+    found = judge_all(by, Store(tmp_path), systems, PEOPLE, 10**6, Console(file=StringIO()))
+    scores = {name: one.scores for name, (one,) in found.grades.items()}
+    assert scores == {"A": {"g_score": 4}, "B": {"g_score": 2}, "human": {}}
+    assert len(asked) == 2, "the human reply is not put beside itself"
+    assert all("| It is. I count the stops." in text and "| I see." in text for text in asked)
+    assert not any("night bus" in text or "58" in text for text in asked), "the task's script shows the last turn alone"
+    assert [line["system"] for line in found.records() if line["what"] == "g_score"] == ["A", "B", "human"]
+    assert found.told()["g_scores"]["B"] == {"rated": 1, "refused": 0, "unparsable": 0}
+    assert found.told()["g_scores"]["human"]["rated"] == 0
+    none = judge_all(judge(perfect), Store(tmp_path), systems, PEOPLE, 10**6, Console(file=StringIO()))
+    assert none.grades == {}
 
 
 def test_who_has_no_other_in_the_same_situation_is_left_out() -> None:

@@ -19,7 +19,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from esupport.errors import UserError
-from esupport.evaluation.metrics import base, overlap, prepare, published, variety
+from esupport.evaluation.metrics import base, overlap, published, variety
+from esupport.evaluation.metrics.prepared import prepare
 from esupport.evaluation.metrics.variety import distinct_n
 from esupport.evaluation.metrics.vectors import bert, read
 from esupport.evaluation.replies import words
@@ -84,7 +85,7 @@ def measured(vectors, tmp_path_factory):
         nltk.tokenize._get_punkt_tokenizer.cache_clear()
         ratings = [1 + i % 5 for i in range(len(PAIRS))]
         replies = [reply for reply, _ in PAIRS]
-        found = prepare(replies, REFERENCES, [len(r) for r in replies], vectors[0], ratings=ratings)
+        found = prepare(replies, REFERENCES, [len(r) for r in replies], vectors[0], g_scores=ratings)
         yield {metric.name: metric.measure for metric in found.found}, found
         nltk.tokenize._get_punkt_tokenizer.cache_clear()
 
@@ -241,7 +242,7 @@ def test_extrema_of_each_definition(measured, vectors):
     assert len({round(measured[0][name].value(EVERY), 9) for name in ("extrema", "pesc_extrema", "esconv_extrema")}) == 3
 
 
-def test_pesc_bleu_and_weights_are_the_scripts_and_the_total_says_whose_rubric_it_holds(measured):
+def test_pesc_bleu_and_weights_are_the_scripts_and_the_total_says_who_judged(measured):
     def bleu(one, two):
         return sentence_bleu([two.split()], one.split(), smoothing_function=SmoothingFunction().method1)
 
@@ -249,12 +250,10 @@ def test_pesc_bleu_and_weights_are_the_scripts_and_the_total_says_whose_rubric_i
     parts = [(0.2, "meteor"), (0.2, "bleu_4"), (0.2, "rouge_l"), (0.1, "extrema"), (0.1, "distinct_2"), (0.1, "distinct_3")]
     ratings = np.mean([(1 + i % 5) / 5 for i in RESAMPLE])
     expected = sum(weight * measured[0][f"pesc_{name}"].value(RESAMPLE) for weight, name in parts) + 0.1 * ratings
-    assert measured[0]["pesc_total_own_rubric"].value(RESAMPLE) == pytest.approx(expected)
-    assert not {"pesc_total", "pesc_g_score"} & set(measured[0]), "names of the task's own figures, which ask another judge"
+    assert measured[0]["pesc_total"].value(RESAMPLE) == pytest.approx(expected)
     told = {metric.name: metric.definition for metric in measured[1].found}
-    for name in ("pesc_total_own_rubric", "pesc_g_score_own_rubric"):
-        assert "this project's rubric" in told[name]
-        assert "not with published" in told[name]
+    assert "in other words" in told["pesc_g_score"]
+    assert "as the judge of the G-Score is" in told["pesc_total"]
 
 
 def test_total_is_the_leaderboards():
@@ -267,7 +266,7 @@ def test_total_is_the_leaderboards():
         def value(self, indices):
             return self.figure
 
-    names = ("meteor", "bleu_4", "rouge_l", "extrema", "distinct_2", "distinct_3", "g_score_own_rubric")
+    names = ("meteor", "bleu_4", "rouge_l", "extrema", "distinct_2", "distinct_3", "g_score")
     for row, score in (
         ((32.83, 8.90, 34.70, 96.48, 30.57, 55.35, 91.60), 42.69),
         ((27.21, 6.25, 29.89, 96.22, 30.99, 55.12, 87.20), 39.62),
@@ -322,7 +321,7 @@ def test_nothing_to_measure_is_nan(measured):
 
 
 def test_no_replies_at_all(vectors):
-    found = prepare([], [], [], vectors[0], ratings=[])
+    found = prepare([], [], [], vectors[0], g_scores=[])
     assert all(math.isnan(metric.measure.value(np.arange(0))) for metric in found.found)
 
 
@@ -341,7 +340,7 @@ def test_what_is_missing_is_left_out_with_a_reason(monkeypatch, tmp_path):
     assert "punkt_tab" in left_out["esconv_bleu_4"]
     assert "--no-deps" in left_out["embedding"]
     assert "word vectors" in left_out["extrema"]
-    assert left_out["pesc_total_own_rubric"] == "it needs meteor, extrema, g_score_own_rubric"
+    assert left_out["pesc_total"] == "it needs meteor, extrema, g_score"
     with pytest.raises(ValueError, match="differ in length"):
         prepare(["Hi."], [])
 

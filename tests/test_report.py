@@ -18,7 +18,8 @@ from rich.console import Console
 from esupport.data.conversation import Turn
 from esupport.data.preference import Context, Finding, PreferencePair
 from esupport.errors import UserError
-from esupport.evolution.report import pair_rows, show_round, show_systems, write_report
+from esupport.evolution.report import write_report
+from esupport.evolution.tables import pair_rows, show_round, show_systems
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = f"{SCRIPT} [bold]not bold[/bold] <img src=http://x.example/a.png> \x1b[31m"

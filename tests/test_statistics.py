@@ -66,6 +66,12 @@ def test_distinct_is_covered_by_the_jackknife_where_the_bootstrap_never_holds_it
     assert max(map(measure.value, drawn)) < measure.value(everything)
 
 
+def test_the_interval_of_a_share_ends_at_one():
+    varied = distinct_of([[f"one {i}", f"two {max(i, 2)}"] for i in range(4)], 1)
+    found = interval(varied, np.arange(4), list(range(4)))
+    assert 0 < found.low < found.value == 0.75 < found.high == 1.0
+
+
 def test_interval_is_that_of_the_mean_and_has_seeds():
     values, clusters = clustered(np.random.default_rng(5), 12)
     found = interval(mean_of(values), np.arange(len(values)), clusters, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from esupport.data.conversation import Conversation
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.method import Judge
 from esupport.evaluation.judge.quoting import person
-from esupport.evaluation.metrics import prepare
+from esupport.evaluation.metrics.prepared import prepare
 from esupport.generators.protocol import Generator
 from esupport.models.slot import Slot
 from esupport.objectives.reference import Scorer
@@ -150,17 +151,16 @@ class Evaluation:
     def _measure_replies(self, answered: Mapping[str, Sequence[Answered]], judged: Judged | None) -> None:
         flat = [one for replies in answered.values() for one in replies]
         vectors = self.plain["metrics"]["word_vectors"]
-        ratings = None
-        if judged:
-            given = [list(one.scores.values()) for found in judged.ratings.values() for one in found]
-            ratings = [sum(scores) / len(scores) if scores else float("nan") for scores in given]
+        grades = None
+        if judged and judged.grades:
+            grades = [one.scores.get("g_score", math.nan) for found in judged.grades.values() for one in found]
         metrics = prepare(
             [one.reply for one in flat],
             [one.human for one in flat],
             [one.tokens for one in flat],
             Path(vectors).expanduser() if vectors else None,
             self.plain["metrics"]["bertscore"],
-            ratings,
+            grades,
         )
         self.left_out |= metrics.left_out
         self.figures += of_replies(answered, metrics, [system.name for system in self.systems if system.kind == HUMAN])

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from esupport.data.conversation import Conversation
 from esupport.evaluation.answered import Answered
-from esupport.evaluation.metrics import Metrics
-from esupport.evaluation.metrics.base import mean
+from esupport.evaluation.metrics.base import Metrics, mean
 from esupport.evaluation.statistics import Indices, Measure, Sums, compare, holm, interval, proportion, ratio
 
 PUBLISHED = ("esconv_", "pesc_")  # figures under another definition

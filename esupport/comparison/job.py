@@ -12,7 +12,7 @@ from rich.console import Console
 from esupport.comparison.evaluation import Evaluation
 from esupport.comparison.output import write_output
 from esupport.comparison.replying import Replying
-from esupport.comparison.systems import System, systems_of
+from esupport.comparison.systems import System, refuse_learnt, systems_of
 from esupport.config.resolvers import output_dir
 from esupport.data.source import Source
 from esupport.errors import UserError
@@ -61,6 +61,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     source: Source = make(plain["data"], "data")
     splits = source.read("data", store)
     side = splits.side(plain["split"])
+    refuse_learnt(systems, side.contents, plain["split"])
     corpus = render_all(plain["split"], side, renderer, source.on_error, store)
     chosen = plain["contexts"]
     contexts = spread_contexts(corpus.kept, chosen["conversations"], chosen["per_conversation"], renderer, chosen["max_tokens"])

@@ -17,8 +17,8 @@ from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.asking import Asker, Item
 from esupport.evaluation.judge.method import Judge
-from esupport.evaluation.judge.records import Comparison, Rating, counts, statuses
-from esupport.evaluation.judge.verdicts import compare, rate, swap
+from esupport.evaluation.judge.records import UNUSABLE, Comparison, Rating, counts, statuses
+from esupport.evaluation.judge.verdicts import compare, grade, rate, swap
 from esupport.store import Store
 
 Answers = Mapping[str, Sequence[Answered]]
@@ -33,12 +33,14 @@ class Judged:
         pairs: comparisons of each two systems that replied to the same contexts.
         swaps: of each system, the swap test.
         ratings: of each system, in the order of its replies.
+        grades: of each system, likewise, the axis ``g_score`` alone; empty where none was asked for.
         cost: of all that was asked, the rating of dialogues among it (:func:`judge_dialogues`).
     """
 
     pairs: dict[tuple[str, str], list[Comparison]] = field(default_factory=dict)
     swaps: dict[str, list[Comparison]] = field(default_factory=dict)
     ratings: dict[str, list[Rating]] = field(default_factory=dict)
+    grades: dict[str, list[Rating]] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
@@ -47,6 +49,9 @@ class Judged:
             **self.cost,
             "swap": {name: counts(found) for name, found in self.swaps.items() if found},
             "ratings": {name: statuses(found) for name, found in self.ratings.items()},
+            "g_scores": {
+                n: statuses([one for one in found if one.scores or one.status in UNUSABLE]) for n, found in self.grades.items()
+            },
         }
 
     def records(self) -> list[dict[str, Any]]:
@@ -55,6 +60,7 @@ class Judged:
             *(({"what": "pairwise"}, found) for found in self.pairs.values()),
             *(({"what": "swap", "system": name}, found) for name, found in self.swaps.items()),
             *(({"what": "rating"}, found) for found in self.ratings.values()),
+            *(({"what": "g_score"}, found) for found in self.grades.values()),
         ]
         return [{**said, **one.model_dump()} for said, found in parts for one in found]
 
@@ -80,7 +86,8 @@ def judge_all(
     pairs = {(one, two): compare(judge, list(zip(answered[two], answered[one], strict=True)), people) for one, two in both}
     swaps = {name: swap(judge, replies, people) for name, replies in answered.items()}
     ratings = {name: rate(judge, replies, people) for name, replies in answered.items()}
-    groups: list[list[Item[Any]]] = [part for group in (pairs, swaps, ratings) for part in group.values()]
+    grades = {name: grade(judge, replies) for name, replies in answered.items() if judge.g_score}
+    groups: list[list[Item[Any]]] = [part for group in (pairs, swaps, ratings, grades) for part in group.values()]
     cost = _show_cost(asker, groups, console)
     if cost["prompt_tokens"] > most_tokens:
         raise UserError(
@@ -93,6 +100,7 @@ def judge_all(
         pairs={(two, one): next(settled) for one, two in pairs},
         swaps={name: next(settled) for name in swaps},
         ratings={name: next(settled) for name in ratings},
+        grades={name: next(settled) for name in grades},
         cost={"name": judge.speaker.name, **cost},
     )
 

@@ -13,9 +13,9 @@ from esupport.data.conversation import Conversation
 from esupport.evaluation.feedback import HIGH, LOW, Auc, rated_turns
 from esupport.evaluation.likelihood import nll_of, per_conversation, perplexity_of
 from esupport.objectives.reference import Scorer
-from esupport.rendering.contexts import context_of
+from esupport.rendering.contexts import context_of, reply_row
 from esupport.rendering.corpus import Corpus
-from esupport.rendering.row import Row, grow
+from esupport.rendering.row import Row
 from esupport.rendering.rows import Rows
 from esupport.rendering.template import Renderer
 
@@ -46,10 +46,8 @@ def feedback(
     for one in rated_turns(conversations):
         context = context_of(one.conversation, one.turn, renderer, renderer.max_tokens)
         if context is not None:
-            text = one.conversation.turns[one.turn].text
-            (response,) = renderer.respond(context.answered(text), [(len(context.turns), text)])
             kept.append(one)
-            rows.append(grow(context.key, response.ids, [response]))
+            rows.append(reply_row(context, one.conversation.turns[one.turn].text, renderer))
     if len({one.high for one in kept}) < 2:
         return "the data has no ratings by seekers (feedback), or only high or only low ones"
     lengths = np.array([len(row.targets) for row in rows])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from esupport.comparison.figures import PUBLISHED
 from esupport.comparison.plots import MAIN
 from esupport.comparison.report import write_report
 from esupport.comparison.tables import cut, frame, latex, markdown, show
-from esupport.store import write_atomically, write_lines
+from esupport.store import write_atomically, write_json, write_lines
 
 
 def write_output(folder: Path, found: Found, settings: str, loggers: list[Any], console: Console) -> None:
@@ -28,7 +27,7 @@ def write_output(folder: Path, found: Found, settings: str, loggers: list[Any], 
     _lines(folder / "judged.jsonl", found.judged.records() if found.judged else ())
     _lines(folder / "safety.jsonl", (one.model_dump() for one in found.tried))
     _lines(folder / "dialogues.jsonl", (one.model_dump() for one in found.dialogues))
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "metrics.json", metrics)
     write_atomically(folder / "table.md", markdown(metrics))
     write_atomically(folder / "table.tex", latex(metrics))
     _log(loggers, metrics)

@@ -15,11 +15,12 @@ from esupport.comparison.systems import HUMAN
 from esupport.comparison.tables import NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT, cut, mark, marks, powerless
 from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
-from esupport.page.document import NONE, environment, missing, read_json, read_lines, save, texts
+from esupport.page.document import NONE, environment, missing, read_json, read_lines, save
 
 _LIMITS = {"turns": 3, "contexts": 30, "open": 4, "dialogues": 12, "panels": 3}  # what is shown, or shown unfolded
 _OTHER_FILES = ("config.yaml", "conversations.jsonl", "dialogues.jsonl", "judged.jsonl", "replies.jsonl", "safety.jsonl")
 _SAFETY = "Safety (share of messages whose reply does all it must)"
+_ANSWERS = {"ratings": "rating", "swap": "swap test", "g_scores": "G-Score"}  # what a judge is asked of one system
 _GROUPS = (  # of figures, by name
     ("Likelihood (NLL and perplexity: lower is closer to the human replies)", "nll|perplexity|feedback_auc"),
     ("Overlap with the human reply (likeness, not quality)", "bleu_.|rouge_l|meteor|embedding|extrema|bertscore"),
@@ -56,7 +57,7 @@ def write_report(folder: Path) -> Path:
     rounds = {one["system"]: one["round"] for one in metrics["systems"] if one["round"] is not None}
     judged = read_lines(folder / "judged.jsonl") or []
     ratings = {(one["system"], one["conversation"], one["turn"]): one for one in judged if one["what"] == "rating"}
-    lines = [Answered.model_validate_json(text) for text in texts(folder / "replies.jsonl") or []]
+    lines = [Answered.model_validate(line) for line in read_lines(folder / "replies.jsonl") or []]
     config = folder / "config.yaml"
     html = (
         environment(Path(__file__).parent)
@@ -132,6 +133,11 @@ def _tables(metrics: Mapping[str, Any], systems: Sequence[str]) -> dict[str, lis
         "errors": [
             [kind.replace("_", " "), *(errors[system].get(kind, 0) if system in errors else None for system in systems)]
             for kind in dict.fromkeys(kind for of in errors.values() for kind in of)
+        ],
+        "answers": [
+            [f"{words}: {outcome}", *(of[system][outcome] if system in of else None for system in systems)]
+            for words, of in ((words, (metrics["judge"] or {}).get(key, {})) for key, words in _ANSWERS.items())
+            for outcome in next(iter(of.values()), ())
         ],
         "agreement": [[one[key] for key in ("with", "of", "measure", *span)] for one in metrics.get("agreement", ())],
     }

@@ -10,9 +10,9 @@ from esupport.data.conversation import Conversation, Turn
 from esupport.evaluation.judge.quoting import harmless, person, spoken
 from esupport.generators.protocol import Request, Sampling, seed_of
 from esupport.reflection import prompts
+from esupport.reflection.parsing import without_thoughts
 from esupport.rendering.template import Renderer
 
-_THOUGHTS = re.compile(r"<think>.*?(</think>|$)|^.*</think>", re.DOTALL)
 _EDGE = r"[\s|*_>#\"“”-]*"  # of quoting, markdown and quotation marks
 _OWN = re.compile(rf"{_EDGE}(?:the\s+)?(?:seeker|user|client)[*_]*\s*(?:\([^)\n]*\))?\s*:[*_]*", re.IGNORECASE)
 # a label in the midst of a line counts where it is written as one: "my supporter: nobody" is the seeker's own
@@ -75,7 +75,7 @@ def message_of(answer: str) -> str:
 
     Empty where no word is left, as in an answer that is the supporter's from its beginning.
     """
-    text = _THOUGHTS.sub("", answer).strip()
+    text = without_thoughts(answer).strip()
     while found := _OWN.match(text):
         text = text[found.end() :].strip()
     text = _OTHER.split(text, maxsplit=1)[0].strip().removeprefix("|").strip()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
+from esupport.data.sides import LEARNT_FROM
 from esupport.errors import UserError, first_line
 from esupport.generators.protocol import Generator
 from esupport.models.slot import refuse_other
@@ -99,7 +100,7 @@ def _of_run(folder: Path, plain: Mapping[str, Any], generator: Generator) -> lis
         systems = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         found = [(str(one["system"]), folder / str(one["adapter"]), int(one["round"])) for one in systems]
         settings: Any = OmegaConf.load(folder / "config.yaml")
-        made = {key: OmegaConf.to_container(settings[key], resolve=True) for key in ("model", "data", "rendering")}
+        made = {key: OmegaConf.to_container(settings[key], resolve=True) for key in ("model", "rendering")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run: {folder} is no folder of a run of evolve.py that has ended ({first_line(error)})") from None
     _refuse_other_settings(made, plain)
@@ -107,21 +108,30 @@ def _of_run(folder: Path, plain: Mapping[str, Any], generator: Generator) -> lis
 
 
 def _refuse_other_settings(made: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
-    """Raise ``UserError`` for another model or instruction than the run's, and for another division of the same data.
-
-    That would put conversations which the run learnt from on the side that is measured. Data are the same where the file's
-    name is.
-    """
+    """Raise ``UserError`` for another model or instruction than the run's."""
     for group, keys in (("model", ("name", "dtype", "instruction_in", "template_kwargs")), ("rendering", ("instruction",))):
         for key in keys:
             if made[group].get(key) != plain[group][key]:
                 raise UserError(f"{group}.{key}: the run's is {made[group].get(key)}, this one is {plain[group][key]}")
-    data = made["data"]
-    if Path(str(data.get("path"))).name != Path(plain["data"]["path"]).name:
-        return  # other conversations: none of them was learnt from
-    for key in ("split", "fractions", "seed", "limit"):
-        if data.get(key) != plain["data"][key]:
-            raise UserError(
-                f"data.{key}: the run was divided by {data.get(key)}, this by {plain['data'][key]}: what it learnt from would "
-                "be measured"
-            )
+
+
+def refuse_learnt(systems: Sequence[System], contents: Collection[str], split: str) -> None:
+    """Raise ``UserError`` where an adapter learnt from conversations that would be measured.
+
+    Known of adapters in the folder of a run of this project, whatever the data was called there and how it was divided.
+
+    Args:
+        systems: whose adapters are looked at.
+        contents: of the conversations that would be measured.
+        split: their side, for the message.
+    """
+    measured = set(contents)
+    for system in systems:
+        runs = system.adapter.absolute().parents[:2] if system.adapter else ()
+        for told in (run / LEARNT_FROM for run in runs if (run / LEARNT_FROM).is_file()):
+            shared = measured & set(told.read_text(encoding="utf-8").split())
+            if shared:
+                raise UserError(
+                    f"split: {system.name} learnt from {len(shared)} of the {len(measured)} conversations of the side {split}; "
+                    "give data= and its keys as the run had them"
+                )

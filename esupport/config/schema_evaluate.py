@@ -19,7 +19,7 @@ class EvaluatedContexts(Own):
 
 
 class Metrics(Own):
-    """What automatic metrics need: :func:`esupport.evaluation.metrics.prepare`."""
+    """What automatic metrics need: :func:`esupport.evaluation.metrics.prepared.prepare`."""
 
     word_vectors: str | None
     bertscore: str | None
@@ -58,6 +58,7 @@ class Judge(Own):
     axes: dict[str, str | None]
     unhelpful: Annotated[int, Field(ge=0, le=5)]
     errors: dict[str, str] | None
+    g_score: Question | None
     pairwise: Question
     rating: Question
     error: Question

@@ -37,6 +37,11 @@ class Entries:
         group = conversation.group
         self._groups.append(self._names.setdefault(group, len(self._names)) if group else -1)
 
+    @property
+    def contents(self) -> NDArray[np.uint64]:
+        """:func:`content_hash` of each conversation, as a number."""
+        return np.array(self._contents, dtype=np.uint64)
+
     def units(self) -> Iterator[str]:
         """What each conversation is drawn with: its group, or its copies."""
         names = list(self._names)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from esupport.data.conversation import Conversation, Record, Turn
+from esupport.store import read_lines
 
 UNKNOWN = "unknown"
 
@@ -84,3 +86,8 @@ class PreferencePair(Record):
     def dropped(self) -> dict[str, str]:
         """The filters that dropped it, with their reasons; empty for a pair that is kept."""
         return {name: reason for name, reason in self.verdicts.items() if reason}
+
+
+def read_pairs(path: Path) -> list[PreferencePair]:
+    """The pairs of a file that a round wrote."""
+    return [PreferencePair.model_validate(line) for line in read_lines(path)]

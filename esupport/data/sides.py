@@ -10,17 +10,19 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from esupport.data.conversation import Record
+from esupport.data.conversation import Conversation, Record
 from esupport.data.division import Numbers
 from esupport.data.files import SPLITS
 from esupport.data.shelf import Shelf, View
 from esupport.errors import DataFault
-from esupport.store import Stage, write_atomically
+from esupport.store import Stage, write_atomically, write_json
 
 T = TypeVar("T", bound=Record)
 
-SHELF = "records.arrow"
+SHELF, CONTENTS = "records.arrow", "contents.npy"
+LEARNT_FROM = "learnt_from.txt"  # in a run's folder
 SCHEMA = pa.schema([("record", pa.large_string()), ("where", pa.string())])
 
 
@@ -35,8 +37,14 @@ class Side(View[T]):
     def __init__(self, stage: Stage, name: str, kind: type[T]) -> None:
         numbers, path = np.load(stage.folder / f"{name}.npy", allow_pickle=False), stage.folder / SHELF
         super().__init__(Shelf(path, lambda batch: lambda i: kind.model_validate_json(batch["record"][i].as_py())), numbers)
+        self._contents = stage.folder / CONTENTS
         self.key = f"{stage.name}/{stage.key}/{name}"
         self.where = View(Shelf(path, lambda batch: lambda i: str(batch["where"][i])), numbers)
+
+    @property
+    def contents(self) -> list[str]:
+        """:func:`esupport.data.conversation.content_hash` of each conversation; none is read for it."""
+        return [f"{content:016x}" for content in np.load(self._contents, allow_pickle=False)[self._numbers].tolist()]
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,21 @@ class Splits(Generic[T]):
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
 
-def save(folder: Path, sides: Mapping[str, Numbers], skipped: list[DataFault], duplicates: int) -> None:
-    """Write beside the shelf which of its records stand on which side, and what was left out."""
+def save(
+    folder: Path, sides: Mapping[str, Numbers], contents: NDArray[np.uint64] | None, skipped: list[DataFault], duplicates: int
+) -> None:
+    """Write beside the shelf which of its records stand on which side, conversations' contents, and what was left out."""
     for name in SPLITS:
         np.save(folder / f"{name}.npy", sides[name], allow_pickle=False)
+    if contents is not None:
+        np.save(folder / CONTENTS, contents, allow_pickle=False)
     left_out = {"skipped": [[fault.where, fault.field, fault.reason] for fault in skipped], "duplicates": duplicates}
-    write_atomically(folder / "left_out.json", json.dumps(left_out, ensure_ascii=False) + "\n")
+    write_json(folder / "left_out.json", left_out)
+
+
+def write_learnt_from(folder: Path, side: Side[Conversation]) -> None:
+    """Leave in a run's folder the contents of what it learns from, so that none of it is measured unseen."""
+    write_atomically(folder / LEARNT_FROM, "".join(f"{content}\n" for content in side.contents))
 
 
 def load(stage: Stage, kind: type[T]) -> Splits[T]:

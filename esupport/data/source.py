@@ -25,7 +25,7 @@ from esupport.store import Store
 Parse = Callable[..., Conversation]
 T = TypeVar("T", bound=Record)
 
-_FORMAT = 1  # of what is kept: another number has all sources read anew
+_FORMAT = 2  # of what is kept: another number has all sources read anew
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Source:
             entries.refuse_straddling_groups(sides, key)
             if not any(map(len, sides.values())):
                 raise UserError(f"{key}.path: no conversation could be read from {self.path}")
-            save(folder, sides, skipped, duplicates)
+            save(folder, sides, entries.contents, skipped, duplicates)
 
         inputs = {"parse": _told(self.parse), "split": self.split, "instruction": instruction}
         return load(store.stage("conversations", inputs | self._inputs(published, store), make), Conversation)
@@ -101,7 +101,7 @@ class Source:
             sides = pairs.divided(self.fractions.get("valid", 0.0), self.seed, self.limit)
             if not len(sides["train"]):
                 raise UserError(f"{key}.pairs: no pair could be read from {self.pairs}")
-            save(folder, sides, skipped, 0)
+            save(folder, sides, None, skipped, 0)
 
         return load(store.stage("preferences", self._inputs(published, store), make), PreferencePair)
 

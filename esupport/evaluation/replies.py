@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+
+from esupport.reflection.wording import ngrams
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -11,11 +12,6 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 def words(text: str) -> list[str]:
     """Lower-cased words and punctuation marks."""
     return _WORD.findall(text.lower())
-
-
-def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All runs of ``n`` neighbours."""
-    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
 def repetition(reply: str, n: int = 3) -> float:

@@ -7,7 +7,7 @@ anew for each draw what one matrix product sums for all. Ours weigh conversation
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol
 
@@ -31,7 +31,7 @@ class Measure(Protocol):
         """Whether a reply that is there twice may count twice.
 
         It may not where the figure looks for repetition, as Distinct-n does: a bootstrap draw holds 63 % of the conversations,
-        some often, and has less variety than any sample.
+        some often, and has less variety than any sample. Such figures are shares, and their intervals end at 0 and 1.
         """
 
     def value(self, indices: Indices) -> float:
@@ -90,7 +90,10 @@ def interval(measure: Measure, indices: Indices, clusters: Sequence[Hashable], s
     """
     codes, (units,) = _valued(measure, clusters, indices)
     weighed, n = _weighed(measure, units, codes)
-    return _estimate(weighed, n, measure.repeats, seed, draws)
+    found = _estimate(weighed, n, measure.repeats, seed, draws)
+    if measure.repeats:
+        return found
+    return replace(found, low=float(np.clip(found.low, 0, 1)), high=float(np.clip(found.high, 0, 1)))
 
 
 def proportion(met: Sequence[bool]) -> Estimate:

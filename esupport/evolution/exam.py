@@ -19,11 +19,11 @@ from esupport.evolution.ledger import Ledger
 from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Reply, Sampling, held_out_request
 from esupport.objectives.reference import Scorer
+from esupport.rendering.contexts import reply_row
 from esupport.rendering.corpus import Corpus
-from esupport.rendering.row import Row, grow
+from esupport.rendering.row import Row
 from esupport.rendering.rows import Rows
 from esupport.rendering.template import Renderer
-from esupport.store import Stage
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Exam:
     def take(self, system: str, round_: int, adapter: Path, start: Path | None, first: Path) -> dict[str, Any]:
         """The figures of one system; ``start`` is what its round started from, ``first`` M_0's adapter."""
         scores, stage = self.scorer.scores(self.held_out.rows, adapter)
-        self._record(stage, round_, f"{system}/held-out likelihood")
+        self.ledger.add(stage, round_, f"{system}/held-out likelihood")
         value, interval = nll(*per_conversation(self.held_out.units, scores))
         replies = self._write(system, round_, adapter)
         texts = [reply.text for reply in replies]
@@ -111,18 +111,17 @@ class Exam:
         if not rows:
             return None
         own, stage = self.scorer.scores(rows, adapter)
-        self._record(stage, round_, "likelihood of own replies")
+        self.ledger.add(stage, round_, "likelihood of own replies")
         others, stage = self.scorer.scores(rows, other)
-        self._record(stage, round_, "likelihood of own replies, before")
+        self.ledger.add(stage, round_, "likelihood of own replies, before")
         return float((np.concatenate(own) - np.concatenate(others)).sum() / sum(len(row.targets) for row in rows))
 
     def _rows(self, replies: Sequence[Reply]) -> list[Row]:
-        rows = []
-        for (context, _), reply in zip(self.contexts, replies, strict=True):
-            if reply.text and reply.finished:  # an end the model did not write would be scored
-                (response,) = self.renderer.respond(context.answered(reply.text), [(len(context.turns), reply.text)])
-                rows.append(grow(context.key, response.ids, [response]))
-        return rows
+        return [
+            reply_row(context, reply.text, self.renderer)
+            for (context, _), reply in zip(self.contexts, replies, strict=True)
+            if reply.text and reply.finished  # an end the model did not write would be scored
+        ]
 
     def _warnings(self, figures: dict[str, Any]) -> list[str]:
         drift, found = self.drift, []
@@ -139,9 +138,6 @@ class Exam:
         if drift.kl is not None and figures["kl_sft"] is not None and figures["kl_sft"] > drift.kl:
             found.append(f"{figures['kl_sft']:.2f} nats a token away from M0")
         return found
-
-    def _record(self, stage: Stage, round_: int, gives: str) -> None:
-        self.ledger.add(stage, round_, gives)
 
 
 def _mean_words(texts: Sequence[str]) -> float:

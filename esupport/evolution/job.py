@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from esupport.config.resolvers import output_dir
+from esupport.data.sides import write_learnt_from
 from esupport.evolution.contexts import Choice, choose
 from esupport.evolution.exam import Drift, Exam
 from esupport.evolution.learning import Learner
@@ -68,6 +69,8 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         if node:
             make(node, f"filters.{name}")  # a setting that cannot be is told before anything runs
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    if prepared.learnt is not None:
+        write_learnt_from(folder, prepared.learnt)
     loggers = make_loggers(plain, lambda: _one_wandb_run(folder))
     learner = Learner(plain, prepared, slot, store, scorer, loggers, console)
     output = Output(folder, console, loggers, ledger, plain["evolution"]["samples"])

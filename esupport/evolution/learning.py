@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from esupport.objectives.reference import Scorer
 from esupport.rendering.corpus import Corpus
 from esupport.rendering.datamodule import RowDataModule
 from esupport.rendering.pairs import render_pairs
-from esupport.store import Stage, Store, write_atomically, write_lines
+from esupport.store import Stage, Store, write_json, write_lines
 from esupport.training.environment import Costs, make, make_trainer
 from esupport.training.fit import fit
 from esupport.training.prepare import Prepared
@@ -147,7 +146,7 @@ class Learner:
     def _keep(self, module: Objective, folder: Path, metrics: dict[str, Any]) -> None:
         self.slot.backbone.save(module.policy, folder / "adapter")
         timeless = {name: value for name, value in metrics.items() if not isinstance(value, str)}
-        write_atomically(folder / "metrics.json", json.dumps(timeless, indent=2) + "\n")
+        write_json(folder / "metrics.json", timeless)
 
 
 def _checkpoint(folder: Path) -> str | None:

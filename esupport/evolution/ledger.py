@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esupport.models.weights import weights_digest
-from esupport.store import Stage, Store, write_atomically
+from esupport.store import Stage, Store, write_json
 
 _PACKAGES = ("esupport", "torch", "transformers", "peft", "pytorch-lightning")
 
@@ -53,7 +52,7 @@ class Ledger:
         )
         made_with = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
         lineage = {"store": "paths.store", "made_with": made_with, "stages": self.entries}
-        write_atomically(self.folder / "lineage.json", json.dumps(lineage, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.folder / "lineage.json", lineage)
         return stage
 
     def seconds(self, round_: int) -> dict[str, float]:

@@ -11,12 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.console import Console
 
-from esupport.data.preference import PreferencePair
+from esupport.data.preference import read_pairs
 from esupport.evolution.exam import Exam
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.report import write_report
 from esupport.evolution.tables import pair_rows, show_round, show_systems
-from esupport.store import read_lines, write_atomically, write_lines
+from esupport.store import write_json, write_lines
 
 
 @dataclass
@@ -65,11 +65,8 @@ class Output:
             "settings": settings,
             "seconds": self.ledger.seconds(number),
         }
-        write_atomically(folder / "metrics.json", json.dumps(whole, indent=2) + "\n")
-        kept, dropped = (
-            [PreferencePair.model_validate(line) for line in read_lines(folder / f"{name}.jsonl")]
-            for name in ("pairs", "dropped")
-        )
+        write_json(folder / "metrics.json", whole)
+        kept, dropped = (read_pairs(folder / f"{name}.jsonl") for name in ("pairs", "dropped"))
         show_round(self.console, kept, dropped, whole, self.samples)
         columns, rows = pair_rows([*kept, *dropped])
         for logger in self._wandb():
@@ -82,7 +79,7 @@ class Output:
     def system(self, systems: list[dict[str, Any]], adapter: str, exam: Exam) -> None:
         """Figures and held-out replies of all systems so far, the last of them new."""
         systems[-1]["adapter"] = adapter
-        write_atomically(self.folder / "metrics.json", json.dumps(systems, indent=2) + "\n")
+        write_json(self.folder / "metrics.json", systems)
         write_lines(
             self.folder / "held_out.jsonl",
             (

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from esupport.data.preference import PreferencePair
+from esupport.data.preference import PreferencePair, read_pairs
 from esupport.errors import UserError
 from esupport.evolution.plots import curves, over_systems, where_pairs_went
-from esupport.evolution.tables import compare, pair_rows, show_round, show_systems
-from esupport.page.document import environment, missing, read_json, read_lines, save, texts
-
-__all__ = ["pair_rows", "show_round", "show_systems", "write_report"]
+from esupport.evolution.tables import compare
+from esupport.page.document import environment, missing, read_json, read_lines, save
 
 _KEPT, _DROPPED = 20, 10  # pairs of a round that the page shows
 _OPEN = 4  # held-out contexts that the page shows unfolded
@@ -65,8 +63,7 @@ def _round(folder: Path) -> dict[str, Any]:
     absent = missing(folder, ("metrics.json", "pairs.jsonl", "dropped.jsonl", "curve.jsonl"))
     return {
         "figures": read_json(folder / "metrics.json"),
-        "pairs": _pairs(folder / "pairs.jsonl"),
-        "dropped": _pairs(folder / "dropped.jsonl"),
+        **{name: _pairs(folder / f"{name}.jsonl") for name in ("pairs", "dropped")},
         "curve": read_lines(folder / "curve.jsonl"),
         "missing": [f"{folder.name}/{name}" for name in absent],
     }
@@ -85,8 +82,7 @@ def _training(figures: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, l
 
 
 def _pairs(path: Path) -> list[PreferencePair] | None:
-    found = texts(path)
-    return None if found is None else [PreferencePair.model_validate_json(text) for text in found]
+    return read_pairs(path) if path.exists() else None
 
 
 def _turns(transcript: str) -> list[dict[str, str]]:

@@ -10,19 +10,19 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from esupport.data.preference import Context, PreferencePair
+from esupport.data.preference import Context, PreferencePair, read_pairs
 from esupport.evolution.exam import Exam
 from esupport.evolution.learning import Learner
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.output import Output
 from esupport.evolution.per_round import of_round
 from esupport.evolution.writing import Writer
-from esupport.generators.protocol import Request, Sampling, digest, reply_request, seed_of
+from esupport.generators.protocol import Request, Sampling, reply_request, seed_of
 from esupport.reflection.method import Method
 from esupport.reflection.pairing import filter_counts, fits, pair_up, sift
 from esupport.reflection.steps import Outcome, refine, reflect
 from esupport.rendering.template import Renderer
-from esupport.store import Stage, Store, read_lines, write_lines
+from esupport.store import Stage, Store, key_of, write_lines
 from esupport.training.environment import make
 
 
@@ -124,7 +124,7 @@ class Evolution:
         pairs = pair_up(contexts, drafts, reflected, refined, human, writers, number)
         stage = self.store.stage(
             "pairs",
-            {"pairs": digest(pairs), "filters": dict(self.filters), "fits": self.renderer.contents},
+            {"pairs": key_of(pairs), "filters": dict(self.filters), "fits": self.renderer.contents},
             lambda folder: self._sift(pairs, folder),
         )
         asked = (f"round-{number}/{step}" for step in ("draft", "reflect", "refine"))
@@ -145,7 +145,7 @@ class Evolution:
             write_lines(folder / f"{name}.jsonl", (pair.model_dump(exclude_none=True) for pair in records))
 
     def _counts(self, stage: Stage, contexts: int, reflected: Outcome, refined: Outcome | None) -> dict[str, Any]:
-        kept, dropped = _kept(stage), _read(stage, "dropped")
+        kept, dropped = _kept(stage), read_pairs(stage.folder / "dropped.jsonl")
         both = [*kept, *dropped]
         asked = self.method.asked
         known = {axis: [pair.reflection[axis].known for pair in both if axis in pair.reflection] for axis in asked}
@@ -172,9 +172,5 @@ class Evolution:
         }
 
 
-def _read(stage: Stage, name: str) -> list[PreferencePair]:
-    return [PreferencePair.model_validate(line) for line in read_lines(stage.folder / f"{name}.jsonl")]
-
-
 def _kept(stage: Stage) -> list[PreferencePair]:
-    return _read(stage, "pairs")
+    return read_pairs(stage.folder / "pairs.jsonl")

@@ -34,6 +34,7 @@ class Transformers:
     """
 
     serves_policy = True
+    independent = False
 
     def __init__(self, slot: Slot, renderer: Renderer, rows: int) -> None:
         self.slot, self.renderer, self.rows = slot, renderer, rows

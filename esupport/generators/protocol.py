@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from esupport.data.conversation import Record
 from esupport.data.preference import Context
 from esupport.rendering.template import Message, Renderer
+from esupport.store import key_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Request:
     @property
     def version(self) -> str:
         """Hash of what is asked: messages and the answer's beginning."""
-        return digest([self.messages, self.begun])
+        return key_of([self.messages, self.begun])
 
 
 def reply_request(context: Context, messages: Sequence[Message], sampling: Sampling, seed: int) -> Request:
@@ -84,10 +83,12 @@ class Generator(Protocol):
     Attributes:
         name: of it, in pairs and lineage; no address and no path.
         serves_policy: whether it can speak as M_t, that is with a given adapter.
+        independent: whether a reply depends on its request alone, not on others of its batch.
     """
 
     name: str
     serves_policy: bool
+    independent: bool
 
     def identity(self) -> dict[str, Any]:
         """What, besides the requests and the adapter, decides its words."""
@@ -119,16 +120,6 @@ def write_all(generator: Generator, requests: Sequence[Request], adapter: Path |
     return [replies[index] for index in range(len(requests))]
 
 
-def digest(value: Any) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a JSON-able value."""
-
-    def plain(item: Any) -> Any:
-        return item.model_dump() if isinstance(item, Record) else asdict(item)
-
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def seed_of(*parts: Any) -> int:
     """A 63-bit seed from what names a request: the run's seed, the step, the context, the attempt."""
-    return int(digest(list(parts)), 16) >> 1
+    return int(key_of(parts), 16) >> 1

@@ -24,6 +24,7 @@ class Scripted:
 
     name = "scripted"
     serves_policy = True
+    independent = True
 
     def __init__(self, answer: Callable[[Request], str], rows: int) -> None:
         self.answer, self.rows = answer, rows

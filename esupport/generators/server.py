@@ -43,6 +43,7 @@ class OpenAIServer:
     """
 
     serves_policy = False
+    independent = True
 
     def __init__(
         self,

@@ -1,23 +1,27 @@
-"""Texts through the store: requests are planned into batches, and each batch is kept as soon as it is written."""
+"""Texts through the store: requests are planned into batches, and each batch is kept as soon as it is written.
+
+Replies of a generator that answers each request by itself (a server) are kept one by one besides, under
+``<step>/.replies``: a set with one request more asks for that one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from esupport.generators.protocol import Generator, Reply, Request, digest
+from esupport.generators.protocol import Generator, Reply, Request
 from esupport.models.weights import weights_digest
-from esupport.store import Stage, Store, read_lines, write_lines
+from esupport.store import Stage, Store, key_of, read_lines, write_lines
 
 
-def inputs_of(generator: Generator, requests: Sequence[Request], adapter: Path | None) -> dict[str, Any]:
+def _inputs(generator: Generator, requests: Sequence[Request], adapter: Path | None) -> dict[str, Any]:
     """What decides the replies: the key of their stage."""
     return {
-        "requests": digest(list(requests)),
+        "requests": key_of(list(requests)),
         "adapter": weights_digest(adapter) if adapter else None,
         **generator.identity(),
     }
@@ -36,17 +40,23 @@ def ask(
         adapter: of the model that answers; None for none.
         console: for the progress bar.
     """
+    apart = _places(store, step, generator, requests, adapter)
 
     def make(folder: Path) -> None:
-        written: dict[int, Reply] = {}
+        written = _there(apart)
+        waiting = [index for index in range(len(requests)) if index not in written]
         with _progress(console) as progress:
-            task = progress.add_task(f"{step} ({generator.name})", total=len(requests))
-            for batch in generator.plan(requests):
+            task = progress.add_task(f"{step} ({generator.name})", total=len(requests), completed=len(written))
+            for part in generator.plan([requests[i] for i in waiting]):
+                batch = [waiting[i] for i in part]
                 # named by content: what was written under another plan cannot be mistaken for it
-                kept = folder / f".batch-{digest([requests[i] for i in batch])}.jsonl"
+                kept = folder / f".batch-{key_of([requests[i] for i in batch])}.jsonl"
                 if not kept.exists():
                     replies = generator.write([requests[i] for i in batch], adapter)
                     write_lines(kept, (reply.model_dump() for reply in replies))
+                    for index, reply in zip(batch, replies, strict=True):
+                        if index in apart:
+                            write_lines(apart[index], [reply.model_dump()])
                 written.update(zip(batch, (Reply(**line) for line in read_lines(kept)), strict=True))
                 progress.update(task, completed=len(written))
         records = (
@@ -55,8 +65,31 @@ def ask(
         )
         write_lines(folder / "replies.jsonl", records)
 
-    stage = store.stage(step, inputs_of(generator, requests, adapter), make)
+    stage = store.stage(step, _inputs(generator, requests, adapter), make)
     return stage, [Reply(**line["reply"]) for line in read_lines(stage.folder / "replies.jsonl")]
+
+
+def waiting(store: Store, step: str, generator: Generator, requests: Sequence[Request]) -> list[Request]:
+    """Those of the requests to which :func:`ask` would have the generator reply, without an adapter."""
+    if store.has(step, _inputs(generator, requests, None)):
+        return []
+    there = _there(_places(store, step, generator, requests, None))
+    return [request for index, request in enumerate(requests) if index not in there]
+
+
+def _places(
+    store: Store, step: str, generator: Generator, requests: Sequence[Request], adapter: Path | None
+) -> dict[int, Path]:
+    """Where the replies of an independent generator are kept one by one, so that they are found among other requests."""
+    if not generator.independent:
+        return {}
+    folder = store.root / step / ".replies" / key_of(_inputs(generator, (), adapter))
+    folder.mkdir(parents=True, exist_ok=True)
+    return {index: folder / f"{key_of(request)}.jsonl" for index, request in enumerate(requests)}
+
+
+def _there(places: Mapping[int, Path]) -> dict[int, Reply]:
+    return {index: Reply(**read_lines(place)[0]) for index, place in places.items() if place.exists()}
 
 
 def _progress(console: Console) -> Progress:

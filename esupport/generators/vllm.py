@@ -35,6 +35,7 @@ class VLLM:
     """
 
     serves_policy = True
+    independent = False
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from esupport.errors import UserError
 from esupport.models.pieces import Pieces
-from esupport.rendering.mask import visible
+from esupport.rendering.mask import may_see, visible
 from esupport.rendering.packing import Batch
 
 NAME = "tree"
@@ -145,10 +145,8 @@ class Blocks:
         # as a tensor: a number would be compiled in, once for each
         reach = torch.tensor(length if window is None else window, device=tree.device)
 
-        def seen(_row: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            on_trunk = (branch[k] == 0) & (positions[k] < sees[q])
-            allowed = (tree[q] == tree[k]) & torch.where(branch[q] == branch[k], q >= k, on_trunk)
-            return allowed & (positions[q] - positions[k] < reach)
+        def seen(_row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return may_see(tree, branch, sees, positions, reach, query, key)
 
         # compiled, it needs no matrix of all tokens by all
         return create_block_mask(seen, None, None, length, length, device=str(tree.device), _compile=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import logging
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esupport.errors import UserError
+from esupport.store import key_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -61,8 +61,7 @@ def random_llama(hidden_size: int, layers: int, vocabulary: int, seed: int, cach
 
     shipped = read_splits("pkg://esupport.data/shipped", "data.path")
     texts = [turn["text"] for split in SPLITS for raw in shipped[split] for turn in raw.value["turns"]]
-    settings = json.dumps([hidden_size, layers, vocabulary, seed, CHATML, texts])
-    key = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    key = key_of([hidden_size, layers, vocabulary, seed, CHATML, texts])
 
     def build(target: Path) -> None:
         import torch

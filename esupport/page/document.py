@@ -10,6 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from esupport import store
+
 NONE = "n/a"  # stands for a figure that was not measured
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model wrote must not steer a terminal, and is no part of a page
 
@@ -44,15 +46,9 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def texts(path: Path) -> list[str] | None:
-    """The lines of a file that are not blank; None if there is no file."""
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()] if path.exists() else None
-
-
 def read_lines(path: Path) -> list[dict[str, Any]] | None:
     """The objects of a file that has one a line; None if there is no file."""
-    found = texts(path)
-    return None if found is None else [json.loads(text) for text in found]
+    return store.read_lines(path) if path.exists() else None
 
 
 def _figure(value: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from esupport.data.preference import UNKNOWN, Context, Finding
 
@@ -16,13 +17,14 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _COMMON = {"that", "this", "with", "have", "they", "their", "them", "been", "from", "what", "when", "were", "would", "your"}
+_THOUGHTS = re.compile(r"<think>.*?(</think>|$)|^.*</think>", re.DOTALL)
 _FENCE = re.compile(r"^```\w*\n(.*?)\n?```\s*$", re.DOTALL)
 _QUOTES = (('"', '"'), ("“", "”"), ("'", "'"))
 
 
 def parse_axis(answer: str, pattern: str, context: Context) -> Finding | None:
     """The finding in an answer of the form ``axes``."""
-    found = re.match(pattern, answer.strip(), re.DOTALL)
+    found = re.match(pattern, without_thoughts(answer).strip(), re.DOTALL)
     if not found:
         return None
     groups = found.groupdict()
@@ -34,12 +36,8 @@ def parse_axis(answer: str, pattern: str, context: Context) -> Finding | None:
 
 def parse_object(answer: str, axes: Iterable[str], context: Context) -> dict[str, Finding] | None:
     """The findings in the first JSON object of an answer: {axis: {text, evidence}} or {axis: text}, all axes there."""
-    start = answer.find("{")
-    if start < 0:
-        return None
-    try:
-        value, _ = json.JSONDecoder(strict=False).raw_decode(answer[start:])
-    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
+    value = next(objects_in(without_thoughts(answer)), None)
+    if value is None:
         return None
     findings = {}
     for axis in axes:
@@ -54,7 +52,7 @@ def parse_object(answer: str, axes: Iterable[str], context: Context) -> dict[str
 
 def parse_reply(answer: str) -> str:
     """A refined reply without fence, label and quotation marks around the whole; empty where nothing is left."""
-    text = answer.strip()
+    text = without_thoughts(answer).strip()
     fenced = _FENCE.match(text)
     text = _LABEL.sub("", fenced[1] if fenced else text).strip()
     for opening, closing in _QUOTES:
@@ -62,6 +60,23 @@ def parse_reply(answer: str) -> str:
         if len(text) > 1 and text[0] == opening and text[-1] == closing and opening not in inside and closing not in inside:
             text = inside.strip()
     return text
+
+
+def without_thoughts(answer: str) -> str:
+    """An answer without the thoughts before it, be they whole, without their mark at the beginning, or cut before their end."""
+    return _THOUGHTS.sub("", answer)
+
+
+def objects_in(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, the outer ones."""
+    decoder, start = json.JSONDecoder(strict=False), text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+            yield value
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
+            end = start + 1
+        start = text.find("{", end)
 
 
 def _finding(text: str, evidence: str, context: Context) -> Finding | None:

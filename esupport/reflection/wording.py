@@ -52,9 +52,9 @@ def sentences(text: str) -> list[Words]:
     return [found for part in _ENDS.split(text) if (found := words(part))]
 
 
-def ngrams(text: Words, n: int) -> list[Words]:
+def ngrams(text: Sequence[str], n: int) -> list[Words]:
     """All runs of ``n`` consecutive words, in order."""
-    return [text[i : i + n] for i in range(len(text) - n + 1)]
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
 
 
 def similarity(one: Words, two: Words) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from esupport.data.conversation import Conversation, Turn, merge
 from esupport.data.preference import Context
+from esupport.rendering.row import Row, grow
 from esupport.rendering.template import Renderer
 
 
@@ -16,6 +17,12 @@ def context_of(conversation: Conversation, turn: int, renderer: Renderer, max_to
             said = merge(Turn(role=t.role, text=t.text) for t in conversation.turns[start:turn] if t.text)
             return Context(conversation=conversation.id, turn=turn, turns=said, instruction=conversation.instruction)
     return None
+
+
+def reply_row(context: Context, text: str, renderer: Renderer) -> Row:
+    """``text`` as the reply to ``context``: a row whose targets are the reply's tokens, the end of its turn among them."""
+    (response,) = renderer.respond(context.answered(text), [(len(context.turns), text)])
+    return grow(context.key, response.ids, [response])
 
 
 def spread(items: Sequence[int], count: int) -> list[int]:

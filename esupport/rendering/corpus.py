@@ -21,7 +21,7 @@ from esupport.errors import DataFault
 from esupport.rendering.row import Floats, Row
 from esupport.rendering.rows import SCHEMA, Rows, Units, content, reader, record
 from esupport.rendering.template import Renderer
-from esupport.store import Store, write_atomically
+from esupport.store import Store, write_json
 
 _FORMAT = 2  # of rows on a shelf: another number has all rendered anew, as another way of rendering must
 
@@ -152,7 +152,7 @@ def keep(name: str, render: Render, origin: Side[Any], renderer: Renderer, on_er
         tally = Tally()
         write(folder / "rows.arrow", SCHEMA, (record(row) for unit in render(tally) for row in unit))
         np.savez(folder / "numbers.npz", allow_pickle=False, **tally.arrays())
-        write_atomically(folder / "facts.json", json.dumps(tally.facts(), indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / "facts.json", tally.facts())
 
     folder = store.stage("rows", inputs, make).folder
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))

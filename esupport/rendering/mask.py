@@ -76,9 +76,15 @@ def visible(tree: Tensor, branch: Tensor, sees: Tensor, positions: Tensor, windo
     ``tree`` tells the packed trees apart.
     """
     order = torch.arange(len(tree), device=tree.device)
-    same_tree = tree[:, None] == tree[None, :]
-    same_branch = branch[:, None] == branch[None, :]
-    earlier = order[:, None] >= order[None, :]
-    trunk_before_branch_point = (branch[None, :] == 0) & (positions[None, :] < sees[:, None])
-    seen = same_tree & torch.where(same_branch, earlier, trunk_before_branch_point)
-    return seen if window is None else seen & (positions[:, None] - positions[None, :] < window)
+    reach = torch.tensor(len(tree) if window is None else window, device=tree.device)
+    return may_see(tree, branch, sees, positions, reach, order[:, None], order[None, :])
+
+
+def may_see(tree: Tensor, branch: Tensor, sees: Tensor, positions: Tensor, reach: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Whether tokens ``query`` see tokens ``key``, numbers that broadcast: the rule that all else here and FlexAttention obey.
+
+    ``reach`` is a window in positions, or more than any position where there is none.
+    """
+    trunk_before_branch_point = (branch[key] == 0) & (positions[key] < sees[query])
+    seen = torch.where(branch[query] == branch[key], query >= key, trunk_before_branch_point)
+    return (tree[query] == tree[key]) & seen & (positions[query] - positions[key] < reach)

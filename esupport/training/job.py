@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from esupport.config.resolvers import output_dir
+from esupport.data.sides import write_learnt_from
 from esupport.errors import UserError
 from esupport.generators.local import Transformers
 from esupport.generators.protocol import Sampling, reply_request, seed_of, write_all
@@ -21,7 +21,7 @@ from esupport.models.slot import Slot
 from esupport.objectives.module import Objective
 from esupport.objectives.reference import Scorer
 from esupport.rendering.contexts import spread_contexts
-from esupport.store import Store, write_atomically, write_lines
+from esupport.store import Store, write_json, write_lines
 from esupport.training.environment import Costs, begin, make, make_loggers, make_trainer, told
 from esupport.training.fit import fit, measure_base
 from esupport.training.prepare import Prepared, prepare
@@ -65,6 +65,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     backbone: Backbone = make(plain["model"], "model")
     prepared = prepare(plain, backbone)
+    if first and prepared.learnt is not None:
+        write_learnt_from(folder, prepared.learnt)
     show_data(console, prepared, plain["batching"]["tokens_per_batch"])
     data = prepared.datamodule(plain)
     trainer = make_trainer(plain["trainer"], plain["callbacks"], make_loggers(plain), len(data.sampler))
@@ -89,7 +91,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         backbone.save(module.policy, folder / "adapter")
         # its presence says that training has ended
-        write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_json(folder / "metrics.json", metrics)
         samples = _samples(plain, prepared, Transformers(slot, prepared.renderer, rows=8), folder / "adapter")
         write_lines(folder / "samples.jsonl", map(asdict, samples))
         show_results(console, metrics)

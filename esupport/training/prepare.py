@@ -8,6 +8,8 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from esupport.data.conversation import Conversation
+from esupport.data.sides import Side
 from esupport.data.source import Source
 from esupport.errors import DataFault, UserError
 from esupport.models.backbone import Backbone
@@ -28,12 +30,14 @@ class Prepared:
         corpora: train, valid, replay and replay_valid as rows.
         faults: of records that were skipped.
         duplicates: copies of conversations that were left out.
+        learnt: the conversations that are learnt from; None where given pairs are.
     """
 
     renderer: Renderer
     corpora: dict[str, Corpus]
     faults: list[DataFault]
     duplicates: int
+    learnt: Side[Conversation] | None
 
     def datamodule(self, plain: dict[str, Any]) -> RowDataModule:
         """The loaders of this data under the run's settings."""
@@ -82,4 +86,4 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
                 corpora[name] = render_all(name, examples, renderer, replay.on_error, store)
         faults += replayed.skipped
     faults += [fault for corpus in corpora.values() for fault in corpus.skipped]
-    return Prepared(renderer, corpora, faults, splits.duplicates)
+    return Prepared(renderer, corpora, faults, splits.duplicates, None if source.pairs else splits.train)

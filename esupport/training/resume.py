@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from esupport.data.sides import LEARNT_FROM
 from esupport.errors import UserError
 
 # keys that do not decide what is learnt
@@ -54,7 +55,7 @@ def refuse_other_settings(plain: dict[str, Any], folder: Path) -> None:
 
 def clear(folder: Path, checkpoints: bool) -> None:
     """Remove what an earlier run left in ``folder`` and could pass for this run's."""
-    names = ["metrics.json", "samples.jsonl"]
+    names = ["metrics.json", "samples.jsonl", LEARNT_FROM]
     if checkpoints:
         names += ["checkpoints/last.ckpt", "checkpoints/best.ckpt"]
     for name in names:

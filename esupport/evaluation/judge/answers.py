@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+from esupport.reflection.parsing import objects_in, without_thoughts
 
 Value = int | str
 Readers = Mapping[str, Callable[[Any], Value | None]]
 Read = Callable[[str], dict[str, Value] | None]
 
 NONE = "none"  # no error
-_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 _CHOICES: dict[str, Value] = {"1": "first", "2": "second", "tie": "tie"}
 
 
@@ -49,7 +49,7 @@ def read_object(readers: Readers, answer: str) -> dict[str, Value] | None:
     Several such objects that differ are no answer.
     """
     found = []
-    for value in _objects(_THOUGHTS.sub("", answer)):
+    for value in objects_in(without_thoughts(answer)):
         read = {key: reader(value.get(key)) for key, reader in readers.items()}
         complete = {key: item for key, item in read.items() if item is not None}
         if any(key in value for key in readers):
@@ -62,18 +62,6 @@ def read_object(readers: Readers, answer: str) -> dict[str, Value] | None:
 
 def read_one(key: str, reader: Callable[[Any], Value | None], pattern: str, answer: str) -> dict[str, Value] | None:
     """The value of ``key`` in an answer that goes on from a beginning: the group ``answer`` of ``pattern``."""
-    found = re.match(pattern, _THOUGHTS.sub("", answer).strip(), re.DOTALL | re.IGNORECASE)
+    found = re.match(pattern, without_thoughts(answer).strip(), re.DOTALL | re.IGNORECASE)
     value = reader(found["answer"]) if found else None
     return None if value is None else {key: value}
-
-
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, the outer ones."""
-    decoder, start = json.JSONDecoder(strict=False), text.find("{")
-    while start >= 0:
-        try:
-            value, end = decoder.raw_decode(text, start)
-            yield value
-        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
-            end = start + 1
-        start = text.find("{", end)

@@ -12,8 +12,8 @@ from rich.console import Console
 from esupport.evaluation.judge.answers import Value
 from esupport.evaluation.judge.method import Asked, Judge
 from esupport.generators.protocol import Reply, Request
-from esupport.generators.stored import ask, inputs_of
-from esupport.store import Store, key_of
+from esupport.generators.stored import ask, waiting
+from esupport.store import Store
 
 Result = TypeVar("Result")
 _STAGE = "judge"
@@ -70,8 +70,7 @@ class Asker:
     def cost(self, items: Sequence[Item[Any]]) -> Cost:
         """What :meth:`settle` would send. Nothing is sent."""
         requests = [asked.request for asked in _each_once(items).values()]
-        there = (self.store.root / _STAGE / key_of(inputs_of(self.judge.speaker, requests, None))).exists()
-        sent = [] if there else requests
+        sent = waiting(self.store, _STAGE, self.judge.speaker, requests)
         renderer = getattr(self.judge.speaker, "renderer", None)
         if renderer is None:
             tokens = sum(-(-len(_text(request).encode()) // _BYTES_A_TOKEN) for request in sent)
@@ -86,14 +85,14 @@ class Asker:
         Raises:
             UserError: the judge cannot be reached; what it has answered is kept for the next run.
         """
-        waiting = _each_once(items)
+        open_ = _each_once(items)
         given: dict[str, Given] = {}
         for attempt in range(self.judge.retries + 1):
-            replies = self._ask([self.judge.again(asked.request, attempt) for asked in waiting.values()])
-            for (id_, asked), reply in zip(list(waiting.items()), replies, strict=True):
+            replies = self._ask([self.judge.again(asked.request, attempt) for asked in open_.values()])
+            for (id_, asked), reply in zip(list(open_.items()), replies, strict=True):
                 given[id_] = self._given(asked, reply.text)
                 if given[id_].status == "answered":
-                    del waiting[id_]
+                    del open_[id_]
         return [item.conclude([given[asked.request.id] for asked in item.asked]) for item in items]
 
     def _given(self, asked: Asked, text: str) -> Given:

@@ -9,11 +9,12 @@ from typing import Any, Literal, cast
 
 from esupport.errors import UserError, first_line
 from esupport.evaluation.judge.answers import Read
-from esupport.generators.protocol import Generator, Request, Sampling, digest, seed_of
+from esupport.generators.protocol import Generator, Request, Sampling, seed_of
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.reflection import prompts
 from esupport.rendering.template import Renderer
+from esupport.store import key_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Judge:
         errors: why a reply may be unhelpful, by name; None does not ask.
         unhelpful: replies are unhelpful up to this rating of the axis ``helpfulness``.
         refusal: pattern of an answer that refuses to judge; counted apart from one that cannot be read.
+        g_score: a rating with the human reply shown, as NLPCC 2025 shared task 8 has it; None does not ask.
         pairwise, rating, error, dialogue, swap: the questions; ``error`` is asked in the form ``one``, else within
             ``rating``; ``dialogue`` is a rating of a whole conversation.
         sampling: how an answer is sampled.
@@ -71,6 +73,7 @@ class Judge:
     errors: Mapping[str, str] | None
     unhelpful: int
     refusal: str
+    g_score: Question | None
     pairwise: Question
     rating: Question
     error: Question
@@ -83,8 +86,10 @@ class Judge:
 
     def __post_init__(self) -> None:
         _pattern("judge.refusal", self.refusal)
-        for name in ("pairwise", "rating", "error", "dialogue", "swap"):
+        for name in ("g_score", "pairwise", "rating", "error", "dialogue", "swap"):
             question = getattr(self, name)
+            if question is None:
+                continue
             prompts.check(f"judge.{name}.prompt", question.prompt)
             if "answer" not in _pattern(f"judge.{name}.pattern", question.pattern).groupindex:
                 raise UserError(f"judge.{name}.pattern: needs a group named answer, as (?P<answer>[1-5])")
@@ -126,7 +131,7 @@ class Judge:
         seen = {"form": self.form, "axes": self.asked_axes, "errors": self.errors or {}, **variables}
         messages = prompts.chat(self.principles, prompts.render(f"judge.{name}.prompt", question.prompt, seen))
         begun = question.begun if self.form == "one" else ""
-        id_ = f"{subject}/{name}/{digest([messages, begun])}"
+        id_ = f"{subject}/{name}/{key_of([messages, begun])}"
         return Request(id_, family, messages, begun, self.sampling, seed_of(self.seed, id_))
 
     def again(self, request: Request, attempt: int) -> Request:

@@ -83,6 +83,24 @@ def rate(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conver
     return items
 
 
+def grade(judge: Judge, answered: Sequence[Answered]) -> list[Item[Rating]]:
+    """One rating of each reply, the axis ``g_score``, with the human reply shown: NLPCC 2025 shared task 8.
+
+    A reply that is the human's own is not asked about and has no score. Without ``judge.g_score``, nothing is asked of any.
+    """
+    items = []
+    for one in answered:
+        context, question = one.context, judge.g_score
+        asked: tuple[Asked, ...] = ()
+        if question is not None and one.reply != one.human:
+            shown = {"said": context.turns[-1].text, "reference": one.human, "reply": one.reply}
+            quotes = {name: quoted(text) for name, text in shown.items()}
+            request = judge.request("g_score", context.key, context.conversation, quotes)
+            asked = (Asked(request, partial(read_one, "g_score", score, question.pattern)),)
+        items.append(Item(asked, partial(_rated, one.system, context.conversation, context.turn, judge.unhelpful)))
+    return items
+
+
 def on_rubric(
     judge: Judge, name: str, system: str, conversation: str, turn: int, shown: Mapping[str, str], errors: Collection[str]
 ) -> Item[Rating]:

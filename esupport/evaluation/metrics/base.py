@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import nltk
 import numpy as np
 
 from esupport.evaluation.statistics import Floats, Measure, Sums, ratio
@@ -54,6 +53,8 @@ def mean(values: Sequence[float] | Floats, replies: Sequence[str]) -> Sums:
 
 def has_data(name: str) -> bool:
     """Whether nltk finds this data, as ``corpora/wordnet``; nothing is downloaded."""
+    import nltk  # a second that a run of evolve.py need not wait
+
     for path in (name, f"{name}.zip"):
         try:
             nltk.data.find(path)

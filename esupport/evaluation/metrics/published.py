@@ -20,12 +20,10 @@ from esupport.evaluation.metrics import overlap, variety, vectors
 from esupport.evaluation.metrics.base import Metric, Metrics, has_data, mean
 from esupport.evaluation.statistics import Floats, Indices, Measure, Sums
 
-# the task's G-Score is one rating of each reply by gpt-4o-mini, which sees the reference; in its place stands our rubric's mean
-_G_SCORE, _TOTAL = "g_score_own_rubric", "total_own_rubric"
 # README of the shared task; its leaderboard follows from these weights
-_WEIGHTS = {"meteor": 0.2, "bleu_4": 0.2, "rouge_l": 0.2, "extrema": 0.1, "distinct_2": 0.1, "distinct_3": 0.1, _G_SCORE: 0.1}
+_WEIGHTS = {"meteor": 0.2, "bleu_4": 0.2, "rouge_l": 0.2, "extrema": 0.1, "distinct_2": 0.1, "distinct_3": 0.1, "g_score": 0.1}
 _ESCONV = [*(f"bleu_{n}" for n in (1, 2, 3, 4)), *(f"distinct_{n}" for n in (1, 2, 3)), "rouge_l", "f1", "words"]
-_OF_REPLIES = {"distinct_1", "distinct_2", "distinct_3", "words", _G_SCORE}
+_OF_REPLIES = {"distinct_1", "distinct_2", "distinct_3", "words"}
 _LOWER = "lower-cased nltk word_tokenize"
 _SPACED = "cased tokens between spaces"
 
@@ -110,8 +108,8 @@ def _nlg_extreme(rows: Floats) -> Floats:
     return np.asarray(np.where((low > 0) | ((low < 0) & (high > -low)), high, low))
 
 
-def pesc(replies: Sequence[str], references: Sequence[str], path: Path | None, ratings: Sequence[float] | None) -> Metrics:
-    """The shared task's figures and weighted total with a G-Score of our own, as far as data, vectors and ratings are there."""
+def pesc(replies: Sequence[str], references: Sequence[str], path: Path | None, g_scores: Sequence[float] | None) -> Metrics:
+    """The shared task's figures and weighted total, as far as data, vectors and a judge's ratings are there."""
     one, two = [text.split() for text in replies], [text.split() for text in references]
     smooth = SmoothingFunction().method1
     bleu = [float(sentence_bleu([y], x, smoothing_function=smooth)) for x, y in zip(one, two, strict=True)]
@@ -139,23 +137,23 @@ def pesc(replies: Sequence[str], references: Sequence[str], path: Path | None, r
         )
         scores = vectors.extrema_cosines(one, two, known.get, lambda rows: rows.max(0), both_zero=1.0)
         found["extrema"] = text, mean(scores, replies)
-    if ratings is None:
-        left_out[_G_SCORE] = "no judge has rated the replies"
+    if g_scores is None:
+        left_out["g_score"] = "no judge has rated the replies beside the human ones (judge=task8)"
     else:
         text = (
-            "Mean over the axes of this project's rubric of the judge's ratings, without the reference, over 5; the task's "
-            "G-Score is one rating by gpt-4o-mini, with the reference. Compares systems here, not with published scores."
+            "Mean over replies of the judge's rating from 1 to 5, with the human reply shown, over 5. The task's judge was "
+            "gpt-4o-mini, asked for the same in other words: compare with published scores with care."
         )
-        found[_G_SCORE] = text, mean([min(max(float(x), 1), 5) / 5 for x in ratings], replies)
+        found["g_score"] = text, mean([x / 5 for x in g_scores], replies)
     if left_out:
-        left_out[_TOTAL] = f"it needs {', '.join(left_out)}"
+        left_out["total"] = f"it needs {', '.join(left_out)}"
     else:
         total = Total({name: found[name][1] for name in _WEIGHTS})
         text = (
-            "Weighted sum: 0.2 each METEOR, BLEU-4 and ROUGE-L, 0.1 each extrema, Distinct-2, Distinct-3 and a G-Score that is "
-            "this project's rubric (mean over axes, without the reference). Compares systems here, not with published totals."
+            "Weighted sum: 0.2 each METEOR, BLEU-4 and ROUGE-L, 0.1 each extrema, Distinct-2, Distinct-3 and G-Score: "
+            "as comparable with published totals as the judge of the G-Score is."
         )
-        found[_TOTAL] = text, total
+        found["total"] = text, total
     return Metrics(
         _metrics("pesc", [(name, *rest) for name, rest in found.items()]), {f"pesc_{k}": text for k, text in left_out.items()}
     )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from esupport.evaluation.metrics.base import Metric
-from esupport.evaluation.replies import ngrams, words
+from esupport.evaluation.replies import words
 from esupport.evaluation.statistics import Indices, Sums, ratio
+from esupport.reflection.wording import ngrams
 
 
 @dataclass(frozen=True)
