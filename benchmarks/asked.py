@@ -12,13 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hydra.utils import instantiate
-
 from benchmarks.work import Writing
 from esupport.data.preference import Context, Finding
 from esupport.data.source import Source
 from esupport.evolution.contexts import Choice, choose
-from esupport.generators.protocol import Request, Sampling, reply_request, seed_of
+from esupport.generators.protocol import Request, Sampling, reply_request
 from esupport.models.backbone import Backbone
 from esupport.reflection.method import Method
 from esupport.rendering.template import Renderer
@@ -42,7 +40,7 @@ class Asked:
 def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
     """All requests: a pure function of the data and the settings."""
     renderer = renderer_of(plain, backbone)
-    source: Source = instantiate(plain["data"])
+    source: Source = make(plain["data"], "data")
     with TemporaryDirectory() as folder:
         splits = source.read("data", Store(Path(folder)))
         train, valid = [*splits.train], [*splits.valid]
@@ -51,7 +49,7 @@ def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
     (contexts,), human = choose(train, choice, 1, renderer)
     draft, seed = Sampling(**plain["evolution"]["draft"]), plain["seed"]
     steps = {
-        "draft": [_draft(context, renderer, draft, seed) for context in contexts],
+        "draft": [reply_request(context, renderer, draft, seed, "draft") for context in contexts],
         "reflect": [
             request
             for context in contexts
@@ -62,7 +60,7 @@ def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
         ],
     }
     few = replace(choice, per_round=4)
-    first = [_draft(c, renderer, draft, seed) for c in choose(valid or train, few, 1, renderer)[0][0]]
+    first = [reply_request(c, renderer, draft, seed, "draft") for c in choose(valid or train, few, 1, renderer)[0][0]]
     short = [replace(r, sampling=replace(r.sampling, max_new_tokens=_WARM_UP)) for r in first]
     if not work.sampled:
         steps = {name: [_likeliest(request) for request in requests] for name, requests in steps.items()}
@@ -83,10 +81,6 @@ def result(asked: Asked, texts: dict[str, list[str]], seconds: dict[str, float])
         "requests": {name: len(requests) for name, requests in asked.steps.items()},
         "texts": {name: [hashlib.sha256(t.encode()).hexdigest()[:16] for t in written] for name, written in texts.items()},
     }
-
-
-def _draft(context: Context, renderer: Renderer, sampling: Sampling, seed: int) -> Request:
-    return reply_request(context, renderer.context_messages(context), sampling, seed_of(seed, "draft", context.key))
 
 
 def _findings(context: Context, method: Method) -> dict[str, Finding]:

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 
 from benchmarks.work import BATCHES, Training
 from esupport.data.conversation import Conversation, content_hash
@@ -30,6 +29,7 @@ from esupport.rendering.pairs import respond
 from esupport.rendering.row import tree
 from esupport.rendering.template import Renderer, Response
 from esupport.store import Store
+from esupport.training.environment import make
 from esupport.training.prepare import renderer_of
 
 Unit = tuple[Response, ...]  # the responses of a conversation; of pairs, each chosen one before its rejected one
@@ -62,7 +62,7 @@ def prepare(plain: dict[str, Any], work: Training, backbone: Backbone) -> Materi
     if work.length:
         return _material(plain, *drawn(work, count, backbone))
     renderer = renderer_of(plain, backbone)
-    source: Source = instantiate(plain["data"])
+    source: Source = make(plain["data"], "data")
     with TemporaryDirectory() as folder:
         splits = source.read("data", Store(Path(folder)))
         train, valid = (_whole(side, renderer) for side in (splits.train, splits.valid))

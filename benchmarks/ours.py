@@ -19,7 +19,7 @@ from esupport.rendering.corpus import Corpus
 from esupport.rendering.datamodule import RowDataModule
 from esupport.rendering.packing import Batch
 from esupport.store import Store
-from esupport.training.environment import make, quiet
+from esupport.training.environment import make, quiet, scorer_of
 
 
 class Stamps(pl.Callback):
@@ -63,7 +63,7 @@ def train(work: Training) -> dict[str, Any]:
     warm_up(policy, meter)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store")
-        scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+        scorer = scorer_of(plain, slot, store)
         before = _held_out(scorer, material, None)
         corpus, reference = _reference(scorer, material.corpus, meter) if work.task == "dpo" else (material.corpus, {})
         loaded = meter.held()
@@ -72,7 +72,7 @@ def train(work: Training) -> dict[str, Any]:
         if work.task == "dpo":
             started, checked = stamps.checked_from, meter.stamps[0]
             reference |= {"check_seconds": checked[0] - started[0], "check_tokens": checked[1] - started[1]}
-            reference |= _again(scorer, material.corpus, meter)
+            reference |= _reference(scorer, material.corpus, meter, "second_")[1]  # at another learning rate
         backbone.save(policy, Path(folder) / "adapter")
         after = _held_out(scorer, material, Path(folder) / "adapter")
     return {
@@ -89,20 +89,13 @@ def train(work: Training) -> dict[str, Any]:
     }
 
 
-def _reference(scorer: Scorer, corpus: Corpus, meter: Meter) -> tuple[Corpus, dict[str, Any]]:
-    """The pairs with their scores under the reference, and what these took."""
+def _reference(scorer: Scorer, corpus: Corpus, meter: Meter, which: str = "") -> tuple[Corpus, dict[str, Any]]:
+    """The pairs with their scores under the reference, and what these took, in the run that ``which`` names."""
     seconds, tokens = meter.now()
     scores, _ = scorer.scores(corpus.rows, None)
     later = meter.now()
-    return corpus.scored(scores), {"reference_seconds": later[0] - seconds, "reference_tokens": later[1] - tokens}
-
-
-def _again(scorer: Scorer, corpus: Corpus, meter: Meter) -> dict[str, Any]:
-    """What a second run on the same pairs, at another learning rate, spends on the reference."""
-    seconds, tokens = meter.now()
-    scorer.scores(corpus.rows, None)
-    later = meter.now()
-    return {"second_reference_seconds": later[0] - seconds, "second_reference_tokens": later[1] - tokens}
+    took = {f"{which}reference_seconds": later[0] - seconds, f"{which}reference_tokens": later[1] - tokens}
+    return corpus.scored(scores), took
 
 
 def _fit(work: Training, plain: dict[str, Any], slot: Slot, corpus: Corpus, meter: Meter, folder: str) -> Stamps:

@@ -15,6 +15,7 @@ from benchmarks.asked import Asked, prepare, result
 from benchmarks.meters import Meter, warm_up
 from benchmarks.shapes import backbone_of
 from benchmarks.work import Peer, Writing
+from esupport.generators.local import ends_of_turn
 from esupport.generators.protocol import Generator, Request, Sampling, write_all
 from esupport.models.slot import Slot
 from esupport.training.environment import make, quiet
@@ -77,17 +78,10 @@ def _sorted_batches(policy: Any, asked: Asked, requests: Sequence[Request], rows
     return texts
 
 
-def _ends(policy: Any, asked: Asked) -> list[int]:
-    """The tokens that end a reply: of the template, and of the model's own file."""
-    stated = policy.generation_config.eos_token_id
-    others = stated if isinstance(stated, list) else [stated]
-    return sorted({asked.renderer.end_of_turn, *(token for token in others if token is not None)})
-
-
 @torch.no_grad()
 def _generate(policy: Any, asked: Asked, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
     """The ids that follow each prompt, up to the one that ends the reply, which is left out."""
-    longest, ends = max(map(len, prompts)), _ends(policy, asked)
+    longest, ends = max(map(len, prompts)), sorted(ends_of_turn(policy, asked.renderer))
     ids = torch.tensor([[ends[0]] * (longest - len(row)) + row for row in prompts], device=policy.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=policy.device)
     drawn: dict[str, Any] = {"do_sample": False}

@@ -3,6 +3,7 @@
     <root>/<stage>/<key>/          finished: its files, and stage.json, which tells what it was made from
     <root>/<stage>/.<key>.partial  being made; what is in it is what a stopped stage goes on from
     <root>/<stage>/.<key>.lock     held by the process that makes it
+    <root>/<stage>/.replies/       of servers, one by one (:mod:`esupport.generators.stored`)
     <root>/.digests/               of large files, so that they need not be read at each start
 
 ``key`` is a hash of the inputs: the settings that matter, and the keys or contents of what came before.
@@ -72,7 +73,7 @@ class Store:
         partial.parent.mkdir(parents=True, exist_ok=True)
         with self._alone(name, key):
             if folder.exists():
-                return self._read(name, key, folder, reused=True)
+                return self._read(name, key, folder)
             partial.mkdir(exist_ok=True)
             (partial / _MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed in its last moment
             started = time.perf_counter()
@@ -120,10 +121,10 @@ class Store:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(kept, sha)
 
-    def _read(self, name: str, key: str, folder: Path, reused: bool) -> Stage:
+    def _read(self, name: str, key: str, folder: Path) -> Stage:
         try:
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-            stage = Stage(name, key, folder, manifest["inputs"], manifest["files"], manifest["seconds"], reused)
+            stage = Stage(name, key, folder, manifest["inputs"], manifest["files"], manifest["seconds"], reused=True)
             wrong = [file for file, sha in stage.files.items() if self.digest(folder / file) != sha]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"paths.store: {folder} is damaged ({error}); remove it to have it made anew") from None

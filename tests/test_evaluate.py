@@ -178,9 +178,18 @@ def test_a_run_that_learnt_from_what_would_be_measured_is_refused(evolve: Evolve
     renamed = tmp_path / "renamed.jsonl"
     shutil.copy(ROOT / "esupport/data/shipped/train.jsonl", renamed)
     elsewhere = ["data=native", f"data.path={renamed}", "data.limit=null", "data.fractions={train:0,valid:1,test:0}"]
-    for system in (f"run={tmp_path}/run", f"+systems.mine={tmp_path}/run/sft/adapter"):
+    (tmp_path / "link").symlink_to(tmp_path / "run/sft/adapter")
+    other = [f"data.path={renamed}", "data.fractions.train=0.5"]
+    evolve("evolution.rounds=0", f"model.adapter={tmp_path}/link", *other, folder="on")
+    for system in (f"run={tmp_path}/run", f"+systems.mine={tmp_path}/link", f"run={tmp_path}/on"):
         with pytest.raises(UserError, match=r"split: \w+ learnt from \d+ of the 96 conversations of the side valid"):
             evaluate(system, *elsewhere)
+    told = (tmp_path / "run/learnt_from.txt").read_text()
+    assert (tmp_path / "on/learnt_from.txt").read_text() == told, "of the adapter it goes on from; itself it learnt nothing"
+    (tmp_path / "run/learnt_from.txt").unlink()
+    with pytest.raises(UserError, match=r"run: .* does not tell what it learnt from"):
+        evaluate(f"run={tmp_path}/run")
+    (tmp_path / "run/learnt_from.txt").write_text(told)
     with pytest.raises(UserError, match=r"model\.name: the run's is tiny, this one is"):
         evaluate(f"run={tmp_path}/run", "model=smollm2")
     with pytest.raises(UserError, match=r"rendering\.instruction: the run's is"):

@@ -222,6 +222,8 @@ def test_pairs_of_a_run_train_by_themselves(evolve: Evolve, train: Train, tmp_pa
     metrics = train("objective=dpo", f"data.pairs={pairs}", folder="dpo")
     assert metrics["val/preference_loss_after"] < metrics["val/preference_loss_before"]
     assert 0 <= metrics["val/accuracy_after"] <= 1
+    told = [(tmp_path / folder / "learnt_from.txt").read_text().split() for folder in ("run", "dpo")]
+    assert told[0] == told[1] != [], "what the pairs were made of"
     with pytest.raises(UserError, match=r"objective=dpo learns from pairs"):
         train("objective=dpo", folder="none")
     with pytest.raises(UserError, match=r"data\.pairs is for objective=dpo"):

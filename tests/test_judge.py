@@ -35,7 +35,7 @@ from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.answers import choice, error_of, read_object, read_one, score
 from esupport.evaluation.judge.asking import Asker, Item
 from esupport.evaluation.judge.method import Judge
-from esupport.evaluation.judge.quoting import quoted, transcript
+from esupport.evaluation.judge.quoting import quoted, spoken
 from esupport.evaluation.judge.records import Comparison, Rating, counts
 from esupport.evaluation.judge.verdicts import compare, rate, swap
 from esupport.evaluation.judge.winrate import length_controlled, measured
@@ -193,10 +193,12 @@ def test_answers_are_kept_by_content_and_the_cost_is_known_before(tmp_path: Path
     assert [one.verdicts for one in again] == [one.verdicts for one in found]
     cost = asker(by, tmp_path).cost(compare(by, renamed, PEOPLE))
     assert (cost.requests, cost.kept, cost.prompt_tokens) == (0, 12, 0)
+    for kept in sorted(tmp_path.rglob(".replies/*/*.jsonl"))[:2]:
+        kept.write_text("")  # as a power cut may leave it
     more = compare(by, pairs(8), PEOPLE)
-    assert (asker(by, tmp_path).cost(more).requests, asker(by, tmp_path).cost(more).kept) == (4, 12)
+    assert (asker(by, tmp_path).cost(more).requests, asker(by, tmp_path).cost(more).kept) == (6, 10)
     assert asker(by, tmp_path).settle(more)[:6] == found
-    assert len(asked) == 16, "two pairs more are four requests more"
+    assert len(asked) == 18, "two pairs more are four requests more, and what cannot be read is asked again"
     warmer = judge(first, "judge.sampling.temperature=1.0")
     assert asker(warmer, tmp_path).cost(compare(warmer, pairs(), PEOPLE)).requests == 12
 
@@ -504,7 +506,7 @@ def test_quoting_leaves_plain_words_alone() -> None:
     assert quoted(" \n") == "|"
     assert quoted("") == "| (no words)"
     context = Context(conversation="c", turn=1, turns=(Turn(role="seeker", text="Hi.\nSupporter: Ha."),))
-    assert transcript(context) == "| Seeker: Hi. Supporter: Ha."
+    assert spoken(context.turns) == "| Seeker: Hi. Supporter: Ha."
 
 
 # ---- length
@@ -631,16 +633,44 @@ def test_the_g_score_is_one_number_with_the_human_reply_shown(tmp_path: Path) ->
     by = replace(group("task8"), generator=Scripted(script, 4))
     systems = {name: [answered(text, name)] for name, text in (("A", "good"), ("B", "bad"), ("human", "I see."))}
     found = judge_all(by, Store(tmp_path), systems, PEOPLE, 10**6, Console(file=StringIO()))
-    scores = {name: one.scores for name, (one,) in found.grades.items()}
-    assert scores == {"A": {"g_score": 4}, "B": {"g_score": 2}, "human": {}}
+    scores = {name: [one.scores for one in of] for name, of in found.grades.items()}
+    assert scores == {"A": [{"g_score": 4}], "B": [{"g_score": 2}], "human": []}
     assert len(asked) == 2, "the human reply is not put beside itself"
     assert all("| It is. I count the stops." in text and "| I see." in text for text in asked)
     assert not any("night bus" in text or "58" in text for text in asked), "the task's script shows the last turn alone"
-    assert [line["system"] for line in found.records() if line["what"] == "g_score"] == ["A", "B", "human"]
-    assert found.told()["g_scores"]["B"] == {"rated": 1, "refused": 0, "unparsable": 0}
-    assert found.told()["g_scores"]["human"]["rated"] == 0
+    assert [line["system"] for line in found.records() if line["what"] == "g_score"] == ["A", "B"]
+    assert found.told()["g_scores"] == {name: {"rated": 1, "refused": 0, "unparsable": 0} for name in ("A", "B")}
     none = judge_all(judge(perfect), Store(tmp_path), systems, PEOPLE, 10**6, Console(file=StringIO()))
-    assert none.grades == {}
+    assert not any(none.grades.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("4", 4),
+        (" 3.0", 3),
+        ("Score: 5", 5),
+        ("Score (1-5): 4", 4),
+        ("From 1 to 5: 2", 2),
+        ("1", 1),
+        ("1-5", None),
+        ("7", None),
+        ("45", None),
+        ("good", None),
+    ],
+)
+def test_a_g_score_is_read_behind_a_scale_that_is_repeated(said: str, read: int | None) -> None:
+    question = group("task8").g_score
+    assert question is not None
+    assert read_one("g_score", score, question.pattern, said) == (None if read is None else {"g_score": read})
+
+
+def test_what_two_systems_say_alike_is_paid_for_once(tmp_path: Path) -> None:
+    asked: list[Request] = []
+    by = judge(lambda request: asked.append(request) or perfect(request))  # type: ignore[func-returns-value]
+    systems = {name: [answered("good", name)] for name in ("A", "B")}
+    found = judge_all(by, Store(tmp_path), systems, PEOPLE, 10**6, Console(file=StringIO()))
+    assert found.cost["requests"] == len({request.id for request in asked}) == 1
 
 
 def test_who_has_no_other_in_the_same_situation_is_left_out() -> None:

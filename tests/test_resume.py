@@ -55,6 +55,7 @@ def test_generation_goes_on_behind_the_last_whole_batch(
     assert kept
     assert sum(written) - written[6] == sum(asked), "what was written before the stop is not written again"
     assert not list((tmp_path / "store").rglob(".batch-*"))
+    assert not list((tmp_path / "store").rglob(".replies")), "they depend on their batches, and are not kept one by one"
 
 
 def test_training_goes_on_from_its_last_checkpoint(evolve: Evolve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def test_training_lowers_the_held_out_loss_and_reports_it(train: Train, tmp_path
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 3
     assert {"context", "base", "trained", "human"} <= set(samples[0])
+    assert len((tmp_path / "run" / "learnt_from.txt").read_text().split()) == 24
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(train: Train, tmp_path: Path) -> None:

@@ -147,7 +147,6 @@ def _system_replies(
             talk.broken_off = TOO_LONG
             continue
         waiting.append(talk)
-        messages = renderer.context_messages(context)
-        requests.append(reply_request(context, messages, sampling, seed_of(seed, "dialogue", context.key)))
+        requests.append(reply_request(context, renderer, sampling, seed, "dialogue"))
     for talk, reply in zip(waiting, replies(requests) if requests else [], strict=True):
         talk.turns.append(Turn(role="supporter", text=harmless(reply.text)))

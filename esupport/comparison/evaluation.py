@@ -152,8 +152,10 @@ class Evaluation:
         flat = [one for replies in answered.values() for one in replies]
         vectors = self.plain["metrics"]["word_vectors"]
         grades = None
-        if judged and judged.grades:
-            grades = [one.scores.get("g_score", math.nan) for found in judged.grades.values() for one in found]
+        if judged and any(judged.grades.values()):
+            given = {(one.system, one.conversation, one.turn): one.scores for of in judged.grades.values() for one in of}
+            keys = ((one.system, one.context.conversation, one.context.turn) for one in flat)
+            grades = [given.get(key, {}).get("g_score", math.nan) for key in keys]
         metrics = prepare(
             [one.reply for one in flat],
             [one.human for one in flat],

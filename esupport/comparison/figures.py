@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 from esupport.data.conversation import Conversation
 from esupport.evaluation.answered import Answered
-from esupport.evaluation.metrics.base import Metrics, mean
+from esupport.evaluation.metrics.base import Metrics, spoken_ratio
+from esupport.evaluation.metrics.variety import count_mean
 from esupport.evaluation.statistics import Indices, Measure, Sums, compare, holm, interval, proportion, ratio
 
 PUBLISHED = ("esconv_", "pesc_")  # figures under another definition
 ALPHA = 0.05  # of the corrected p-value below which a difference is called significant
 DRAWS = 9999  # swaps of a paired test; where there are no more, it tries them all
 # figures that are a mean of what each unit was given: its number in the second column, 0 for a unit that was given none
-_MEANS = (ratio, mean((), ()).of_sums)
+_MEANS = (ratio, spoken_ratio)
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,7 @@ def _told(person: Conversation) -> dict[str, str]:
 
 def shares(marks: Mapping[str, Sequence[float | None]]) -> Sums:
     """The mean of what is given a unit, the systems' one after the other; None is not counted."""
-    flat = [mark for of in marks.values() for mark in of]
-    table = [(0.0, 0.0) if mark is None else (float(mark), 1.0) for mark in flat]
-    return Sums(np.array(table, dtype=float).reshape(-1, 2), ratio)
+    return count_mean([mark for of in marks.values() for mark in of])
 
 
 def plain(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,19 @@ from esupport.errors import UserError
 from esupport.generators.protocol import Generator, Sampling
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
-from esupport.objectives.reference import Scorer
 from esupport.rendering.contexts import spread_contexts
 from esupport.rendering.conversations import render_all
-from esupport.store import Store
-from esupport.training.environment import begin, device_of, make, make_generator, make_loggers, pathless, told
+from esupport.training.environment import (
+    begin,
+    device_of,
+    make,
+    make_generator,
+    make_loggers,
+    pathless,
+    scorer_of,
+    store_of,
+    told,
+)
 from esupport.training.prepare import renderer_of
 
 
@@ -49,7 +57,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     console, folder = Console(), Path(output_dir())
     if (folder / "lineage.json").exists() or (folder / "adapter").exists():
         raise UserError(f"name: {folder.name} is the folder of a training; give the evaluation a name of its own")
-    store = Store(Path(plain["paths"]["store"]).expanduser())
+    store = store_of(plain)
     backbone: Backbone = make(plain["model"], "model")
     renderer = renderer_of(plain, backbone)
     slot = Slot(backbone, plain["seed"], device_of(plain["trainer"]))
@@ -77,7 +85,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         store=store,
         console=console,
     )
-    scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+    scorer = scorer_of(plain, slot, store)
     loggers = make_loggers(plain)
     evaluation = Evaluation(plain, systems, corpus, side, slot, scorer, replying)
     found = evaluation.run()

@@ -17,7 +17,7 @@ from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.asking import Asker, Item
 from esupport.evaluation.judge.method import Judge
-from esupport.evaluation.judge.records import UNUSABLE, Comparison, Rating, counts, statuses
+from esupport.evaluation.judge.records import Comparison, Rating, counts, statuses
 from esupport.evaluation.judge.verdicts import compare, grade, rate, swap
 from esupport.store import Store
 
@@ -33,7 +33,7 @@ class Judged:
         pairs: comparisons of each two systems that replied to the same contexts.
         swaps: of each system, the swap test.
         ratings: of each system, in the order of its replies.
-        grades: of each system, likewise, the axis ``g_score`` alone; empty where none was asked for.
+        grades: of each system, likewise, the axis ``g_score`` alone; empty where it was not asked for.
         cost: of all that was asked, the rating of dialogues among it (:func:`judge_dialogues`).
     """
 
@@ -49,9 +49,7 @@ class Judged:
             **self.cost,
             "swap": {name: counts(found) for name, found in self.swaps.items() if found},
             "ratings": {name: statuses(found) for name, found in self.ratings.items()},
-            "g_scores": {
-                n: statuses([one for one in found if one.scores or one.status in UNUSABLE]) for n, found in self.grades.items()
-            },
+            "g_scores": {name: statuses(found) for name, found in self.grades.items() if found},
         }
 
     def records(self) -> list[dict[str, Any]]:
@@ -86,7 +84,7 @@ def judge_all(
     pairs = {(one, two): compare(judge, list(zip(answered[two], answered[one], strict=True)), people) for one, two in both}
     swaps = {name: swap(judge, replies, people) for name, replies in answered.items()}
     ratings = {name: rate(judge, replies, people) for name, replies in answered.items()}
-    grades = {name: grade(judge, replies) for name, replies in answered.items() if judge.g_score}
+    grades = {name: grade(judge, replies) for name, replies in answered.items()}
     groups: list[list[Item[Any]]] = [part for group in (pairs, swaps, ratings, grades) for part in group.values()]
     cost = _show_cost(asker, groups, console)
     if cost["prompt_tokens"] > most_tokens:
@@ -142,6 +140,8 @@ def judge_dialogues(
 
 def _show_cost(asker: Asker, groups: Sequence[Sequence[Item[Any]]], console: Console) -> dict[str, Any]:
     """What it would cost, told before anything is sent."""
+    if asker.judge.speaker.independent:  # what is asked in two groups is asked once
+        groups = [[item for part in groups for item in part]]
     costs = [asker.cost(part) for part in groups]
     total: dict[str, Any] = {name: sum(getattr(cost, name) for cost in costs) for name in _COSTS}
     total["estimated"] = any(cost.estimated for cost in costs)

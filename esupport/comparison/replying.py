@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from esupport.comparison.systems import HUMAN, System
@@ -17,11 +15,11 @@ from esupport.data.preference import Context
 from esupport.errors import UserError, first_line
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.quoting import harmless
-from esupport.generators.protocol import Generator, Reply, Request, Sampling, held_out_request
+from esupport.generators.protocol import HELD_OUT, Generator, Reply, Request, Sampling, reply_request
 from esupport.generators.stored import ask
 from esupport.rendering.contexts import context_of
 from esupport.rendering.template import Renderer
-from esupport.store import Store
+from esupport.store import Store, read_lines
 
 Replies = Callable[[Sequence[Request]], list[Reply]]
 
@@ -64,7 +62,7 @@ class Replying:
         return [self._answered(system, *one, reply) for one, reply in zip(self.contexts, replies, strict=True)]
 
     def _request(self, context: Context) -> Request:
-        return held_out_request(context, self.renderer, self.sampling, self.seed)
+        return reply_request(context, self.renderer, self.sampling, self.seed, HELD_OUT)
 
     def _answered(self, system: System, context: Context, whole: Conversation, reply: Reply) -> Answered:
         return Answered(
@@ -97,10 +95,9 @@ class Replying:
 
     def _read(self, system: System, path: Path) -> list[Answered]:
         """Replies of another evaluation to the same contexts. Raises ``UserError`` where they are to others."""
-        lines = path.read_text(encoding="utf-8").split("\n")
         try:
-            written = [Answered.model_validate(json.loads(line), strict=False) for line in lines if line]
-        except (ValueError, ValidationError) as error:
+            written = [Answered.model_validate(line) for line in read_lines(path)]
+        except (OSError, ValueError) as error:
             raise UserError(f"systems.{system.name}: {path} is no file of replies: {first_line(error)}") from None
         names = sorted({one.system for one in written} - {HUMAN})
         if not names:

@@ -13,9 +13,8 @@ from esupport.comparison import plots
 from esupport.comparison.figures import ALPHA
 from esupport.comparison.systems import HUMAN
 from esupport.comparison.tables import NOT_SIGNIFICANT, NOT_TESTED, SIGNIFICANT, cut, mark, marks, powerless
-from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
-from esupport.page.document import NONE, environment, missing, read_json, read_lines, save
+from esupport.page.document import NONE, environment, metrics_of, missing, read_lines, save, settings_of
 
 _LIMITS = {"turns": 3, "contexts": 30, "open": 4, "dialogues": 12, "panels": 3}  # what is shown, or shown unfolded
 _OTHER_FILES = ("config.yaml", "conversations.jsonl", "dialogues.jsonl", "judged.jsonl", "replies.jsonl", "safety.jsonl")
@@ -49,16 +48,13 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: if there is no ``metrics.json``.
     """
-    metrics = read_json(folder / "metrics.json")
-    if metrics is None:
-        raise UserError(f"{folder}: no metrics.json, so there is nothing to report")
+    metrics = metrics_of(folder)
     figures = {one["system"]: one["figures"] for one in metrics["systems"]}
     shown = plots.looks(list(figures))
     rounds = {one["system"]: one["round"] for one in metrics["systems"] if one["round"] is not None}
     judged = read_lines(folder / "judged.jsonl") or []
     ratings = {(one["system"], one["conversation"], one["turn"]): one for one in judged if one["what"] == "rating"}
     lines = [Answered.model_validate(line) for line in read_lines(folder / "replies.jsonl") or []]
-    config = folder / "config.yaml"
     html = (
         environment(Path(__file__).parent)
         .get_template("report.html.j2")
@@ -78,7 +74,7 @@ def write_report(folder: Path) -> Path:
             people={one["id"]: one for one in read_lines(folder / "conversations.jsonl") or []},
             safety=_safety(read_lines(folder / "safety.jsonl") or []),
             dialogues=_by("card", read_lines(folder / "dialogues.jsonl") or []),
-            config=config.read_text(encoding="utf-8") if config.exists() else None,  # unresolved: nothing of this machine
+            config=settings_of(folder),
             missing=missing(folder, _OTHER_FILES),
             limits=_LIMITS,
             label=plots.label,

@@ -19,7 +19,7 @@ from esupport.data.files import locate, read_file
 from esupport.data.preference import Context
 from esupport.data.source import checked
 from esupport.errors import DataFault, UserError
-from esupport.generators.protocol import Sampling, reply_request, seed_of
+from esupport.generators.protocol import Sampling, reply_request
 from esupport.reflection import wording
 from esupport.reflection.wording import Patterns, compiled, first, plain
 from esupport.rendering.template import Renderer
@@ -142,8 +142,7 @@ class Safety:
         self, name: str, replies: Replies, messages: Sequence[Message], renderer: Renderer, sampling: Sampling, seed: int
     ) -> list[Tried]:
         """What the system ``name`` replies to the messages, in order; all systems draw with the same seeds."""
-        contexts = [message.context for message in messages]
-        asked = [reply_request(c, renderer.context_messages(c), sampling, seed_of(seed, "safety", c.key)) for c in contexts]
+        asked = [reply_request(message.context, renderer, sampling, seed, "safety") for message in messages]
         return [
             Tried(
                 system=name,

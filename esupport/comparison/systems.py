@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from esupport.data.sides import LEARNT_FROM
+from esupport.data.sides import LEARNT_FROM, learnt_around
 from esupport.errors import UserError, first_line
 from esupport.generators.protocol import Generator
 from esupport.models.slot import refuse_other
@@ -104,6 +104,11 @@ def _of_run(folder: Path, plain: Mapping[str, Any], generator: Generator) -> lis
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run: {folder} is no folder of a run of evolve.py that has ended ({first_line(error)})") from None
     _refuse_other_settings(made, plain)
+    if not (folder / LEARNT_FROM).exists():
+        raise UserError(
+            f"run: {folder} does not tell what it learnt from ({LEARNT_FROM}); start its command again, which takes what it "
+            "made from the store and writes it"
+        )
     return [System(name, "adapter", generator, adapter, number) for name, adapter, number in found]
 
 
@@ -127,11 +132,9 @@ def refuse_learnt(systems: Sequence[System], contents: Collection[str], split: s
     """
     measured = set(contents)
     for system in systems:
-        runs = system.adapter.absolute().parents[:2] if system.adapter else ()
-        for told in (run / LEARNT_FROM for run in runs if (run / LEARNT_FROM).is_file()):
-            shared = measured & set(told.read_text(encoding="utf-8").split())
-            if shared:
-                raise UserError(
-                    f"split: {system.name} learnt from {len(shared)} of the {len(measured)} conversations of the side {split}; "
-                    "give data= and its keys as the run had them"
-                )
+        shared = measured & learnt_around(system.adapter) if system.adapter else ()
+        if shared:
+            raise UserError(
+                f"split: {system.name} learnt from {len(shared)} of the {len(measured)} conversations of the side {split}; "
+                "give data= and its keys as the run had them"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,6 +44,8 @@ def check_resources(plain: dict[str, Any]) -> None:
         locate(plain["data"]["pairs"], "data.pairs")
     if "replay" in plain and plain["replay"]["ratio"]:
         locate(plain["replay"]["source"]["path"], "replay.source.path")
+    if plain.get("metrics", {}).get("bertscore") and importlib.util.find_spec("bert_score") is None:
+        raise UserError("metrics.bertscore: the package bert-score is not installed; run: pip install -e '.[bertscore]'")
     for key, path in _named_files(plain):
         if not Path(path).expanduser().is_file():
             raise UserError(f"{key}: no such file: {path}")

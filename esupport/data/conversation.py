@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from esupport.store import key_of
 
 Role = Literal["seeker", "supporter"]
 
@@ -77,8 +77,7 @@ class Conversation(Record):
 
 def content_hash(turns: Iterable[Turn]) -> str:
     """First 16 hexadecimal digits of the SHA-256 of roles and texts: equal for copies, whatever their ids and annotations."""
-    said = json.dumps([(turn.role, turn.text) for turn in turns], ensure_ascii=False)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return key_of([(turn.role, turn.text) for turn in turns])
 
 
 def merge(turns: Iterable[Turn]) -> tuple[Turn, ...]:

@@ -74,9 +74,24 @@ def save(
     write_json(folder / "left_out.json", left_out)
 
 
-def write_learnt_from(folder: Path, side: Side[Conversation]) -> None:
-    """Leave in a run's folder the contents of what it learns from, so that none of it is measured unseen."""
-    write_atomically(folder / LEARNT_FROM, "".join(f"{content}\n" for content in side.contents))
+def write_learnt_from(folder: Path, side: Side[Conversation] | None, *origins: str | None) -> None:
+    """Leave in a run's folder the contents of what it learns from, so that none of it is measured as if it were unseen.
+
+    Args:
+        folder: the run's.
+        side: conversations that it learns from itself; None for none.
+        origins: what it goes on from (an adapter, pairs, a checkpoint): what those learnt from is told too.
+    """
+    own = side.contents if side is not None else ()
+    learnt = {*own}.union(*(learnt_around(Path(origin)) for origin in origins if origin))
+    write_atomically(folder / LEARNT_FROM, "".join(f"{content}\n" for content in sorted(learnt)))
+
+
+def learnt_around(path: Path) -> set[str]:
+    """Contents that a run learnt from, as told in the folders around a file or folder that it left; empty where nothing is."""
+    places = (path.expanduser().absolute(), path.expanduser().resolve())  # where a link stands, and where it leads
+    told = {run / LEARNT_FROM for place in places for run in place.parents[:2]}
+    return {content for file in told if file.is_file() for content in file.read_text(encoding="utf-8").split()}
 
 
 def load(stage: Stage, kind: type[T]) -> Splits[T]:

@@ -36,7 +36,7 @@ def perplexity_of(sums: Floats, counts: Floats) -> Sums:
     return Sums(np.stack([-sums, counts], 1), lambda drawn: np.exp(ratio(drawn)))
 
 
-def nll(sums: Floats, counts: Floats, seed: int = 0) -> tuple[float, tuple[float, float]]:
+def nll(sums: Floats, counts: Floats) -> tuple[float, tuple[float, float]]:
     """Negative log-likelihood per token, and its 95 % interval over conversations (``statistics.interval``)."""
-    found = interval(nll_of(sums, counts), np.arange(len(sums)), range(len(sums)), seed)
+    found = interval(nll_of(sums, counts), np.arange(len(sums)), range(len(sums)))
     return found.value, (found.low, found.high)

@@ -61,7 +61,12 @@ def choose(
             human |= {context.key: conversation.turns[context.turn].text for context in found}
             contexts += found
         if not contexts:
-            raise UserError("contexts.max_tokens: no context fits, or there is none to choose")
+            why = (
+                "max_tokens: no context fits, or none has first_turn seeker turns before it"
+                if len(share)
+                else "over_rounds: there are fewer conversations than rounds; use same"
+            )
+            raise UserError(f"contexts.{why} (round {number + 1})")
         chosen.append(contexts[: choice.per_round])
     return chosen, human
 

@@ -17,7 +17,7 @@ from esupport.evaluation.metrics.variety import distinct_n
 from esupport.evaluation.replies import repetition, words
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.writing import Writer
-from esupport.generators.protocol import Reply, Sampling, held_out_request
+from esupport.generators.protocol import HELD_OUT, Reply, Sampling, reply_request
 from esupport.objectives.reference import Scorer
 from esupport.rendering.contexts import reply_row
 from esupport.rendering.corpus import Corpus
@@ -98,7 +98,7 @@ class Exam:
         return figures | {"warnings": self._warnings(figures)}
 
     def _write(self, system: str, round_: int, adapter: Path) -> list[Reply]:
-        requests = [held_out_request(context, self.renderer, self.sampling, self.seed) for context, _ in self.contexts]
+        requests = [reply_request(c, self.renderer, self.sampling, self.seed, HELD_OUT) for c, _ in self.contexts]
         self.replies[system] = self.writer.ask("replies", round_, requests, "policy", adapter)
         return self.replies[system]
 

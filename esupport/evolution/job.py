@@ -21,11 +21,10 @@ from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Generator, Sampling
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
-from esupport.objectives.reference import Scorer
 from esupport.reflection.method import Method, Speaker
 from esupport.rendering.contexts import spread_contexts
-from esupport.store import Store, write_atomically
-from esupport.training.environment import begin, device_of, make, make_generator, make_loggers, told
+from esupport.store import write_atomically
+from esupport.training.environment import begin, device_of, make, make_generator, make_loggers, scorer_of, store_of, told
 from esupport.training.prepare import prepare
 from esupport.training.report import show_data
 from esupport.training.resume import refuse_other_settings
@@ -54,14 +53,14 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
     refuse_other_settings(plain, folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    store = Store(Path(plain["paths"]["store"]).expanduser())
+    store = store_of(plain)
     ledger = Ledger(store, folder)
     backbone: Backbone = make(plain["model"], "model")
     method: Method = make(plain["reflection"], "reflection")
     prepared = prepare(plain, backbone)
     show_data(console, prepared, plain["batching"]["tokens_per_batch"])
     slot = Slot(backbone, plain["seed"], device_of(plain["trainer"]))
-    scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+    scorer = scorer_of(plain, slot, store)
     writer = Writer(store, ledger, _speakers(plain, slot, prepared.renderer), console)
     for by in ("policy", *(step.by for step in method.steps.values())):
         writer.speaker(by)
@@ -69,8 +68,8 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         if node:
             make(node, f"filters.{name}")  # a setting that cannot be is told before anything runs
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-    if prepared.learnt is not None:
-        write_learnt_from(folder, prepared.learnt)
+    trains = plain["evolution"]["rounds"] > 0 or not backbone.adapter
+    write_learnt_from(folder, prepared.learnt if trains else None, backbone.adapter)
     loggers = make_loggers(plain, lambda: _one_wandb_run(folder))
     learner = Learner(plain, prepared, slot, store, scorer, loggers, console)
     output = Output(folder, console, loggers, ledger, plain["evolution"]["samples"])

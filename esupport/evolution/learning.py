@@ -78,7 +78,7 @@ class Learner:
         """The pairs as tree rows. Raises ``UserError`` where none fits."""
         corpus = render_pairs("train", pairs, self.prepared.renderer, "skip")
         if not corpus.units:
-            raise UserError("evolution: no pair is left to train on; see dropped.jsonl for the reasons")
+            raise UserError("filters: no pair is left to train on; dropped.jsonl has the reasons (filters=minimal drops less)")
         for slow in corpus.slow_paths(self.plain["batching"]["tokens_per_batch"]):
             self.console.print(slow, markup=False, highlight=False)
         return corpus

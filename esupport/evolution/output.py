@@ -55,9 +55,8 @@ class Output:
         folder = self.folder / f"round-{number}"
         _copy(trained / "adapter", folder / "adapter")
         _copy(trained / "curve.jsonl", folder / "curve.jsonl")
-        training = {
-            name.removeprefix("train/"): value for name, value in json.loads((trained / "metrics.json").read_text()).items()
-        }
+        measured = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
+        training = {name.removeprefix("train/"): value for name, value in measured.items()}
         whole = {
             "round": number,
             **figures,

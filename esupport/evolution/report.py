@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from esupport.data.preference import PreferencePair, read_pairs
-from esupport.errors import UserError
 from esupport.evolution.plots import curves, over_systems, where_pairs_went
 from esupport.evolution.tables import compare
-from esupport.page.document import environment, missing, read_json, read_lines, save
+from esupport.page.document import environment, metrics_of, missing, read_json, read_lines, save, settings_of
 
 _KEPT, _DROPPED = 20, 10  # pairs of a round that the page shows
 _OPEN = 4  # held-out contexts that the page shows unfolded
@@ -27,12 +26,10 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: if there is no ``metrics.json``.
     """
-    systems = read_json(folder / "metrics.json")
-    if systems is None:
-        raise UserError(f"{folder}: no metrics.json, so there is nothing to report")
+    systems = metrics_of(folder)
     rounds = {number: _round(folder / f"round-{number}") for number in range(1, _last_round(folder, systems) + 1)}
     figures = {number: round_["figures"] for number, round_ in rounds.items() if round_["figures"]}
-    config, whole = folder / "config.yaml", folder.resolve()
+    whole = folder.resolve()
     page = environment(Path(__file__).parent)
     page.filters["turns"] = _turns
     html = page.get_template("report.html.j2").render(
@@ -45,7 +42,7 @@ def write_report(folder: Path) -> Path:
         curves=curves({number: round_["curve"] for number, round_ in rounds.items() if round_["curve"]}),
         training=_training(figures),
         held_out=read_lines(folder / "held_out.jsonl"),
-        config=config.read_text(encoding="utf-8") if config.exists() else None,  # unresolved: nothing of this machine
+        config=settings_of(folder),
         stages=(read_json(folder / "lineage.json") or {}).get("stages"),
         missing=[*(name for round_ in rounds.values() for name in round_["missing"]), *missing(folder, _OTHER_FILES)],
         limits={"kept": _KEPT, "dropped": _DROPPED, "open": _OPEN, "turns": _TURNS},

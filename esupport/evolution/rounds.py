@@ -17,7 +17,7 @@ from esupport.evolution.ledger import Ledger
 from esupport.evolution.output import Output
 from esupport.evolution.per_round import of_round
 from esupport.evolution.writing import Writer
-from esupport.generators.protocol import Request, Sampling, reply_request, seed_of
+from esupport.generators.protocol import Sampling, reply_request
 from esupport.reflection.method import Method
 from esupport.reflection.pairing import filter_counts, fits, pair_up, sift
 from esupport.reflection.steps import Outcome, refine, reflect
@@ -91,13 +91,13 @@ class Evolution:
             self.output.pairs(number, made.folder)
             start = adapters[-1] if self.settings.start == "previous" else first
             reference = {"round_start": start, "sft": first, "base": None}[self.settings.reference]
-            pairs = [pair for stage in (rounds if self.settings.pairs == "cumulative" else [made]) for pair in _kept(stage)]
-            corpus = self.learner.render(pairs)
+            learnt = rounds if self.settings.pairs == "cumulative" else [made]
+            corpus = self.learner.render([pair for stage in learnt for pair in _kept(stage)])
             trained, scored = self.learner.prefer(number, corpus, start, reference)
             self.ledger.add(scored, number, f"round-{number}/reference")
             started = f"M{number - 1}" if self.settings.start == "previous" else "M0"
-            pairs_from = [stage.key for stage in (rounds if self.settings.pairs == "cumulative" else [made])]
-            self.ledger.add(trained, number, f"M{number}", [*pairs_from, scored.key, *self.ledger.keys(started)])
+            made_from = [*(stage.key for stage in learnt), scored.key, *self.ledger.keys(started)]
+            self.ledger.add(trained, number, f"M{number}", made_from)
             adapters.append(trained.folder / "adapter")
             self.output.round(number, trained.folder, figures, self._settings(number))
             systems.append(self.exam.take(f"M{number}", number, adapters[-1], start, first))
@@ -107,7 +107,7 @@ class Evolution:
     def _pairs(self, number: int, adapter: Path) -> tuple[Stage, dict[str, Any]]:
         """Steps 1 to 6 of the method: the stage with ``pairs.jsonl`` and ``dropped.jsonl``, and what was counted."""
         contexts, seed = self.contexts[number - 1], [self.settings.seed, number]
-        requests = [self._draft(context, seed) for context in contexts]
+        requests = [reply_request(context, self.renderer, self.draft, seed, "draft") for context in contexts]
         drafted = self.writer.ask("draft", number, requests, "policy", adapter)
         drafts = {c.key: (q, r) for c, q, r in zip(contexts, requests, drafted, strict=True)}
         texts = {key: reply.text for key, (_, reply) in drafts.items()}
@@ -134,9 +134,6 @@ class Evolution:
     def _writer(self, by: Any) -> str:
         name = self.writer.speaker(by).name
         return f"{name} without its adapter" if by == "base" else name
-
-    def _draft(self, context: Context, seed: Any) -> Request:
-        return reply_request(context, self.renderer.context_messages(context), self.draft, seed_of(seed, "draft", context.key))
 
     def _sift(self, pairs: Sequence[PreferencePair], folder: Path) -> None:
         filters = {name: make(node, f"filters.{name}") for name, node in self.filters.items() if node}

@@ -69,7 +69,7 @@ class Transformers:
         prompts = [self.renderer.prompt(request.messages, request.begun) for request in requests]
         sampling, breaks = requests[0].sampling, set(self.renderer.line_breaks)
         with self.slot.speaking(adapter) as policy:
-            ends = _ends_of_turn(policy, self.renderer)
+            ends = ends_of_turn(policy, self.renderer)
 
             def done(tokens: Sequence[int]) -> bool:
                 if not tokens or tokens[-1] in ends:
@@ -82,7 +82,8 @@ class Transformers:
         return [_reply(self.renderer, row, ends, sampling) for row in written]
 
 
-def _ends_of_turn(policy: PeftModel, renderer: Renderer) -> set[int]:
+def ends_of_turn(policy: PeftModel, renderer: Renderer) -> set[int]:
+    """The tokens that end a reply: of the template, and of the model's own file."""
     stated = getattr(policy.generation_config, "eos_token_id", None)
     others = stated if isinstance(stated, list) else [stated]
     return {renderer.end_of_turn, *(i for i in others if i is not None)}

@@ -56,14 +56,13 @@ class Request:
         return key_of([self.messages, self.begun])
 
 
-def reply_request(context: Context, messages: Sequence[Message], sampling: Sampling, seed: int) -> Request:
-    """A reply to a context, as inference writes it."""
-    return Request(context.key, context.conversation, tuple(messages), "", sampling, seed)
+HELD_OUT = "held out"  # the step of replies that systems are compared on: evolve.py and evaluate.py share these texts
 
 
-def held_out_request(context: Context, renderer: Renderer, sampling: Sampling, seed: int) -> Request:
-    """A reply to a context that systems are compared on: ``evolve.py`` and ``evaluate.py`` ask the same, and share texts."""
-    return reply_request(context, renderer.context_messages(context), sampling, seed_of(seed, "held out", context.key))
+def reply_request(context: Context, renderer: Renderer, sampling: Sampling, seed: Any, step: str) -> Request:
+    """A reply to a context, as inference writes it; ``seed`` and ``step`` tell its draw from those of others."""
+    messages = tuple(renderer.context_messages(context))
+    return Request(context.key, context.conversation, messages, "", sampling, seed_of(seed, step, context.key))
 
 
 class Reply(Record):

@@ -1,12 +1,13 @@
 """Texts through the store: requests are planned into batches, and each batch is kept as soon as it is written.
 
-Replies of a generator that answers each request by itself (a server) are kept one by one besides, under
-``<step>/.replies``: a set with one request more asks for that one.
+Replies of a generator that answers each request by itself (a server) are kept one by one, under ``<step>/.replies``: a set
+with one request more asks for that one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,23 @@ def ask(
 
     def make(folder: Path) -> None:
         written = _there(apart)
-        waiting = [index for index in range(len(requests)) if index not in written]
+        left = [index for index in range(len(requests)) if index not in written]
         with _progress(console) as progress:
             task = progress.add_task(f"{step} ({generator.name})", total=len(requests), completed=len(written))
-            for part in generator.plan([requests[i] for i in waiting]):
-                batch = [waiting[i] for i in part]
-                # named by content: what was written under another plan cannot be mistaken for it
-                kept = folder / f".batch-{key_of([requests[i] for i in batch])}.jsonl"
-                if not kept.exists():
-                    replies = generator.write([requests[i] for i in batch], adapter)
-                    write_lines(kept, (reply.model_dump() for reply in replies))
+            for part in generator.plan([requests[i] for i in left]):
+                batch = [left[i] for i in part]
+                asked = [requests[i] for i in batch]
+                if apart:
+                    replies = generator.write(asked, adapter)
                     for index, reply in zip(batch, replies, strict=True):
-                        if index in apart:
-                            write_lines(apart[index], [reply.model_dump()])
-                written.update(zip(batch, (Reply(**line) for line in read_lines(kept)), strict=True))
+                        _keep(apart[index], [reply])
+                else:
+                    # named by content: what was written under another plan cannot be mistaken for it
+                    kept = folder / f".batch-{key_of(asked)}.jsonl"
+                    if not kept.exists():
+                        _keep(kept, generator.write(asked, adapter))
+                    replies = _kept(kept)
+                written.update(zip(batch, replies, strict=True))
                 progress.update(task, completed=len(written))
         records = (
             {**vars(request), "sampling": vars(request.sampling), "reply": written[index].model_dump()}
@@ -84,12 +88,25 @@ def _places(
     if not generator.independent:
         return {}
     folder = store.root / step / ".replies" / key_of(_inputs(generator, (), adapter))
-    folder.mkdir(parents=True, exist_ok=True)
     return {index: folder / f"{key_of(request)}.jsonl" for index, request in enumerate(requests)}
 
 
+def _keep(path: Path, replies: Sequence[Reply]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(path, (reply.model_dump() for reply in replies))
+
+
+def _kept(path: Path) -> list[Reply]:
+    return [Reply(**line) for line in read_lines(path)]
+
+
 def _there(places: Mapping[int, Path]) -> dict[int, Reply]:
-    return {index: Reply(**read_lines(place)[0]) for index, place in places.items() if place.exists()}
+    """The replies that are there; one that cannot be read is asked for again."""
+    found = {}
+    for index, place in places.items():
+        with suppress(OSError, ValueError, TypeError):
+            (found[index],) = _kept(place)
+    return found
 
 
 def _progress(console: Console) -> Progress:

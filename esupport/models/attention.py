@@ -102,11 +102,6 @@ class Kept:
     values: list[Tensor] = field(default_factory=list)
     inner: Structure | None = None
 
-    def around(self, inner: Structure) -> Kept:
-        """This, attending as ``inner`` does."""
-        self.inner = inner
-        return self
-
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """See :class:`Structure`."""
         self.keys.append(key[0])

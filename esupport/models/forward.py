@@ -30,7 +30,7 @@ def hidden_states(policy: PeftModel | PreTrainedModel, batch: Batch, kept: Kept 
         batch = _bucketed(batch)
     tree = structure(batch)
     if kept is not None:
-        tree = kept.around(tree)
+        kept.inner, tree = tree, kept
     return through(policy, batch.ids[None], batch.positions[None], tree)[0]
 
 

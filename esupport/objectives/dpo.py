@@ -128,7 +128,7 @@ class PreferenceOptimization(Objective):
     def measure_pairs(self) -> dict[str, float]:
         """The logged figures over all training pairs, of the weights as they are, in eval mode."""
         rows = self._rows()
-        scores = score(self.policy, rows, self._tokens_per_batch(), str(self.trainer.precision))
+        scores = score(self.policy, rows, self._tokens_per_batch(), str(self.trainer.precision), "all pairs")
         found = (
             (sums, row.reference, np.bincount(row.response, minlength=row.responses))
             for row, sums in zip(rows, scores, strict=True)

@@ -1,25 +1,12 @@
-r"""The losses as pure functions of vectors.
+r"""The preference losses as pure functions of vectors.
 
-Preference losses share one form. Of each pair they take the log-ratios of policy to reference,
+They share one form. Of each pair they take the log-ratios of policy to reference,
 :math:`r = \log \pi(y|x) - \log \pi_{ref}(y|x)`, summed over the tokens of a completion, for the chosen (w) and the rejected (l)
 one, and the completions' lengths in tokens; all are vectors of (pairs,). They give a loss for each pair, (pairs,).
 """
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
-
-
-def sft_loss(logprobs: Tensor, step_targets: int) -> Tensor:
-    """Supervised fine-tuning (phase 1 of the paper): -sum log P(y | x, P) over target tokens, over the step's targets.
-
-    Args:
-        logprobs: (n,) log-probability of each target token of a batch.
-        step_targets: target tokens of the whole optimizer step; the batches' losses add up to the step's token mean.
-
-    Returns:
-        A scalar.
-    """
-    return -logprobs.sum() / step_targets
 
 
 def sigmoid(chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor, beta: float) -> Tensor:

@@ -117,9 +117,7 @@ class Objective(pl.LightningModule, ABC):
             with self._exchange(last):
                 loss = self.loss(target_logprobs(self.policy, batch), batch)
                 if not torch.isfinite(loss):
-                    raise NonFiniteLoss(
-                        f"the loss is {loss.item()} at step {self.global_step} in the batch of {', '.join(batch.names)}"
-                    )
+                    raise self._non_finite("loss", loss, [batch])
                 # data-parallel training averages gradients over ranks; the loss is a sum over them
                 self.manual_backward(loss * self.trainer.world_size)
             total += loss.detach()
@@ -127,8 +125,7 @@ class Objective(pl.LightningModule, ABC):
             [p for p in self.policy.parameters() if p.grad is not None], self.gradient_clip or math.inf
         )
         if not torch.isfinite(norm):
-            names = ", ".join(name for batch in batches for name in batch.names)
-            raise NonFiniteLoss(f"the gradient's norm is {norm.item()} at step {self.global_step} in the batch of {names}")
+            raise self._non_finite("gradient's norm", norm, batches)
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         optimizer.zero_grad()
@@ -139,6 +136,14 @@ class Objective(pl.LightningModule, ABC):
         self.log("train/gradient_norm", norm)
         self.log("train/lr", rate)
         self.on_step_end()
+
+    def _non_finite(self, what: str, value: Tensor, batches: list[Batch]) -> NonFiniteLoss:
+        names = list(dict.fromkeys(name for batch in batches for name in batch.names))
+        told = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        return NonFiniteLoss(
+            f"objective.optimizer.lr: the {what} is {value.item()} at step {self.global_step} in the batch of {told}; lower "
+            "the rate, or look at these conversations"
+        )
 
     def on_step_end(self) -> None:
         """What else an objective logs of a step, when its weights have been stepped."""

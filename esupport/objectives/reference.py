@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import Progress
 
-from esupport.data.shelf import Lazy
 from esupport.errors import UserError
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.objectives.logprobs import target_logprobs
 from esupport.rendering.packing import bins, collate
 from esupport.rendering.row import Floats, Row, split
-from esupport.rendering.rows import WINDOW, Rows
+from esupport.rendering.rows import WINDOW, Parts, Rows
 from esupport.store import Stage, Store
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ class Scorer:
         self.slot, self.store = slot, store
         self.tokens_per_batch, self.precision = tokens_per_batch, precision
 
-    def scores(self, rows: Rows, adapter: Path | None) -> tuple[Scores, Stage]:
+    def scores(self, rows: Rows, adapter: Path | None) -> tuple[Parts[Floats], Stage]:
         """Log-probability of each response of each row, (responses,) a row, and the stage that keeps them.
 
         Raises:
@@ -76,21 +74,7 @@ class Scorer:
         kept = np.load(stage.folder / "scores.npy", allow_pickle=False)
         if len(kept) != rows.responses.sum() or not np.isfinite(kept).all():
             raise UserError(f"paths.store: {stage.folder} does not hold a score for each completion; remove it")
-        return Scores(kept, rows.responses), stage
-
-
-class Scores(Lazy[Floats]):
-    """The scores of each row, (responses,), from those of all rows and how many each row has."""
-
-    def __init__(self, scores: Floats, responses: NDArray[np.int64]) -> None:
-        self._scores, self._ends = scores, np.cumsum([0, *responses])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def at(self, index: int) -> Floats:
-        """The scores of row ``index``."""
-        return self._scores[self._ends[index] : self._ends[index + 1]]
+        return Parts(kept, np.cumsum([0, *rows.responses])), stage
 
 
 @torch.no_grad()

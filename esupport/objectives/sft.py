@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from esupport.objectives.losses import sft_loss
 from esupport.objectives.module import Objective
 from esupport.rendering.packing import Batch
 
@@ -13,5 +12,5 @@ class SupervisedFineTuning(Objective):
     """Maximises the likelihood of every target token; see :class:`esupport.objectives.module.Objective`."""
 
     def loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
-        """The batch's share of the mean negative log-likelihood of the step's target tokens."""
-        return sft_loss(logprobs, batch.step_targets)
+        """-sum log P(y | x, P) over the batch's target tokens, over those of the step: the paper's loss of phase 1."""
+        return -logprobs.sum() / batch.step_targets

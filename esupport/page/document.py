@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from esupport import store
+from esupport.errors import UserError
 
 NONE = "n/a"  # stands for a figure that was not measured
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model wrote must not steer a terminal, and is no part of a page
@@ -39,6 +40,20 @@ def save(html: str, target: Path) -> Path:
 def missing(folder: Path, names: Iterable[str]) -> list[str]:
     """Those of the names that are not in the folder."""
     return [name for name in names if not (folder / name).exists()]
+
+
+def metrics_of(folder: Path) -> Any:
+    """What a folder's ``metrics.json`` holds. Raises ``UserError`` where there is none."""
+    found = read_json(folder / "metrics.json")
+    if found is None:
+        raise UserError(f"{folder}: no metrics.json, so there is nothing to report")
+    return found
+
+
+def settings_of(folder: Path) -> str | None:
+    """A folder's ``config.yaml`` as it is, unresolved: nothing of this machine is in it; None if there is no file."""
+    path = folder / "config.yaml"
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def read_json(path: Path) -> Any:

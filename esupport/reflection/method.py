@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from esupport.data.preference import Context, Finding
-from esupport.errors import UserError, first_line
 from esupport.generators.protocol import Request, Sampling, seed_of
 from esupport.reflection import prompts
+from esupport.reflection.wording import regex
 
 Speaker = Literal["policy", "base", "teacher"]
 
@@ -79,12 +78,7 @@ class Method:
             prompts.check(f"reflection.{name}.prompt", step.prompt)
             prompts.check(f"reflection.{name}.begun", step.begun)
         for name, axis in self.asked.items():
-            try:
-                groups = re.compile(axis.pattern, re.DOTALL).groupindex
-            except re.error as error:
-                raise UserError(f"reflection.axes.{name}.pattern: not a regular expression: {first_line(error)}") from None
-            if "text" not in groups:
-                raise UserError(f"reflection.axes.{name}.pattern: needs a group named text, as (?P<text>.+)")
+            regex(f"reflection.axes.{name}.pattern", axis.pattern, group="text")
 
     @property
     def asked(self) -> dict[str, Axis]:

@@ -83,11 +83,19 @@ def compiled(name: str, patterns: Sequence[str]) -> Patterns:
             raise UserError(f"{name}: not a pattern: {pattern!r}")
         if _APOSTROPHES.search(pattern):
             raise UserError(f"{name}: write the pattern without apostrophes, they are taken out of the text: {pattern}")
-        try:
-            found.append(re.compile(pattern, re.IGNORECASE | re.MULTILINE))
-        except (re.error, OverflowError) as error:
-            raise UserError(f"{name}: not a regular expression: {pattern}: {error}") from None
+        found.append(regex(name, pattern, re.IGNORECASE | re.MULTILINE))
     return tuple(found)
+
+
+def regex(name: str, pattern: str, flags: int = 0, group: str = "") -> re.Pattern[str]:
+    """A pattern; ``UserError``, which names the setting, for what is none, or has not the ``group`` that is read."""
+    try:
+        found = re.compile(pattern, flags)
+    except (re.error, OverflowError) as error:
+        raise UserError(f"{name}: not a regular expression: {pattern}: {error}") from None
+    if group and group not in found.groupindex:
+        raise UserError(f"{name}: needs a group named {group}, as (?P<{group}>.+)")
+    return found
 
 
 def first(patterns: Patterns, text: str) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 
 from esupport.data.conversation import Conversation
 from esupport.data.division import Numbers
@@ -19,10 +20,11 @@ from esupport.data.shelf import Shelf, View, write
 from esupport.data.sides import Side
 from esupport.errors import DataFault
 from esupport.rendering.row import Floats, Row
-from esupport.rendering.rows import SCHEMA, Rows, Units, content, reader, record
+from esupport.rendering.rows import SCHEMA, Parts, Rows, content, reader, record
 from esupport.rendering.template import Renderer
 from esupport.store import Store, write_json
 
+_MANY = 1000  # conversations from which rendering takes long enough to be watched
 _FORMAT = 2  # of rows on a shelf: another number has all rendered anew, as another way of rendering must
 
 
@@ -69,9 +71,9 @@ class Corpus:
     skipped: list[DataFault]
 
     @property
-    def units(self) -> Units:
+    def units(self) -> Parts[list[Row]]:
         """The rows of each conversation, mostly one."""
-        return Units(self.rows, self.starts)
+        return Parts(self.rows, self.starts)
 
     @property
     def sharing(self) -> float:
@@ -150,7 +152,8 @@ def keep(name: str, render: Render, origin: Side[Any], renderer: Renderer, on_er
 
     def make(folder: Path) -> None:
         tally = Tally()
-        write(folder / "rows.arrow", SCHEMA, (record(row) for unit in render(tally) for row in unit))
+        units = track(render(tally), f"rendering {name}", total=len(origin), disable=len(origin) < _MANY)
+        write(folder / "rows.arrow", SCHEMA, (record(row) for unit in units for row in unit))
         np.savez(folder / "numbers.npz", allow_pickle=False, **tally.arrays())
         write_json(folder / "facts.json", tally.facts())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from esupport.data.shelf import Lazy
 from esupport.rendering.row import Floats, Row
 
+Part = TypeVar("Part")
 WINDOW = 256  # rows that are in memory at once where all are gone through
 
 _ARRAYS = ("ids", "positions", "branch", "sees", "targets", "parents", "response")
@@ -60,19 +61,20 @@ class Rows(Lazy[Row]):
         return Rows(self._rows, self.responses, self.digest, scores)
 
 
-class Units(Lazy[list[Row]]):
-    """The rows of each conversation; ``starts`` tells the first row of each and, last, how many rows there are."""
+class Parts(Lazy[Part]):
+    """``items`` in parts, as the rows of each conversation: ``starts`` tells where each begins and, last, how many."""
 
-    def __init__(self, rows: Sequence[Row], starts: NDArray[np.int64]) -> None:
-        self._rows, self._starts = rows, starts
+    def __init__(self, items: Any, starts: NDArray[np.int64]) -> None:
+        self._items, self._starts = items, starts
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def at(self, index: int) -> list[Row]:
-        """The rows of conversation ``index``."""
+    def at(self, index: int) -> Part:
+        """The part ``index``: a slice of the items."""
         first, end = self._starts[index : index + 2].tolist()
-        return list(self._rows[first:end])
+        part: Part = self._items[first:end]
+        return part
 
 
 def content(row: Row) -> bytes:

@@ -94,10 +94,11 @@ class Renderer:
         self._smuggled = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
         if self._smuggled.search(instruction):
             raise UserError("rendering.instruction: contains a control token of the model")
-        if instruction_in == "system":
-            self._try_system()
+        refusal = self._refusal("system", "user") if instruction_in == "system" else None
+        if refusal:
+            raise UserError(f"model.instruction_in: the chat template takes no system message ({refusal}); use first_user")
         self._lead, self._end, self.end_of_turn = self._probe()
-        self.keeps_opening = self._accepts_opening()
+        self.keeps_opening = self._refusal("assistant", "user") is None  # those that insist on turns refuse
 
     def identity(self) -> dict[str, Any]:
         """What, besides the tokenizer's files, decides how messages are rendered."""
@@ -115,7 +116,7 @@ class Renderer:
         """What the template writes before and after a reply, and the id of the token that ends the turn."""
         asked = [{"role": "user", "content": "Hello"}]
         before = self.text(asked)
-        whole = self._template([*asked, {"role": "assistant", "content": _PROBE}], generate=False)
+        whole = self.text([*asked, {"role": "assistant", "content": _PROBE}], generate=False)
         lead, reply, end = whole.removeprefix(before).partition(_PROBE)
         if not whole.startswith(before) or not reply:
             raise UserError("model: the chat template does not put a reply where its generation prompt ends")
@@ -126,35 +127,24 @@ class Renderer:
             raise UserError(f"model: the chat template ends a reply with {end!r}, which is no special token")
         return lead, end, ids[0]
 
-    def _try_system(self) -> None:
+    def _refusal(self, *roles: str) -> str | None:
+        """Why the template takes no conversation of these roles, in its own words; None where it does."""
         try:
-            self.text([{"role": "system", "content": "Hello"}, {"role": "user", "content": "Hello"}])
-        except Exception as error:  # a template refuses in its own words
-            raise UserError(
-                f"model.instruction_in: the chat template takes no system message ({first_line(error)}); use first_user"
-            ) from None
-
-    def _accepts_opening(self) -> bool:
-        """Whether the template takes a conversation that the assistant opens; those that insist on turns raise."""
-        try:
-            self.text([{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Hello"}])
-        except Exception:
-            return False
-        return True
-
-    def _template(self, messages: list[Message], generate: bool) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, **self.template_kwargs
-        )
-        return str(text)
+            self.text([{"role": role, "content": "Hello"} for role in roles])
+        except Exception as error:
+            return first_line(error)
+        return None
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
-    def text(self, messages: list[Message]) -> str:
-        """The rendered context of ``messages``, the generation prompt included."""
-        return self._template(messages, generate=True)
+    def text(self, messages: list[Message], generate: bool = True) -> str:
+        """The rendered context of ``messages``, with the generation prompt or without."""
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate, **self.template_kwargs
+        )
+        return str(text)
 
     def prompt(self, messages: Sequence[Message], begun: str = "") -> list[int]:
         """Token ids of chat messages and, where one is given, of the answer's beginning.

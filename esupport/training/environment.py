@@ -27,7 +27,9 @@ from esupport.config.check import check_resources, check_types
 from esupport.errors import UserError, first_line
 from esupport.generators.protocol import Generator
 from esupport.models.slot import Slot
+from esupport.objectives.reference import Scorer
 from esupport.rendering.template import Renderer
+from esupport.store import Store
 from esupport.training.throughput import Throughput
 
 Job = Callable[[DictConfig], Any]
@@ -95,8 +97,19 @@ def make_generator(node: dict[str, Any], key: str, slot: Slot, renderer: Rendere
     return made
 
 
+def store_of(plain: dict[str, Any]) -> Store:
+    """Where a run's stages are kept."""
+    return Store(Path(plain["paths"]["store"]).expanduser())
+
+
+def scorer_of(plain: dict[str, Any], slot: Slot, store: Store) -> Scorer:
+    """What measures log-probabilities as a run does."""
+    return Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+
+
 def quiet() -> None:
     """Silence what tells the user nothing: progress of loading, notes on choices that were made on purpose."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -104,6 +117,8 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        enable_progress_bars()  # which the line before hides too: a download of gigabytes is to be seen
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

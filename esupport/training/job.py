@@ -15,14 +15,13 @@ from esupport.config.resolvers import output_dir
 from esupport.data.sides import write_learnt_from
 from esupport.errors import UserError
 from esupport.generators.local import Transformers
-from esupport.generators.protocol import Sampling, reply_request, seed_of, write_all
+from esupport.generators.protocol import Sampling, reply_request, write_all
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.objectives.module import Objective
-from esupport.objectives.reference import Scorer
 from esupport.rendering.contexts import spread_contexts
-from esupport.store import Store, write_json, write_lines
-from esupport.training.environment import Costs, begin, make, make_loggers, make_trainer, told
+from esupport.store import write_json, write_lines
+from esupport.training.environment import Costs, begin, make, make_loggers, make_trainer, scorer_of, store_of, told
 from esupport.training.fit import fit, measure_base
 from esupport.training.prepare import Prepared, prepare
 from esupport.training.report import Sample, show_data, show_results, show_samples
@@ -65,8 +64,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     backbone: Backbone = make(plain["model"], "model")
     prepared = prepare(plain, backbone)
-    if first and prepared.learnt is not None:
-        write_learnt_from(folder, prepared.learnt)
+    if first:
+        write_learnt_from(folder, prepared.learnt, backbone.adapter, plain["data"]["pairs"], checkpoint)
     show_data(console, prepared, plain["batching"]["tokens_per_batch"])
     data = prepared.datamodule(plain)
     trainer = make_trainer(plain["trainer"], plain["callbacks"], make_loggers(plain), len(data.sampler))
@@ -102,8 +101,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def _reference(plain: dict[str, Any], prepared: Prepared, slot: Slot) -> dict[str, Any]:
     """Give the pairs the scores of the reference: what training starts from. What the objective must be told."""
-    store = Store(Path(plain["paths"]["store"]).expanduser())
-    scorer = Scorer(slot, store, plain["batching"]["tokens_per_batch"], str(plain["trainer"]["precision"]))
+    scorer = scorer_of(plain, slot, store_of(plain))
     adapter = Path(slot.backbone.adapter).expanduser() if slot.backbone.adapter else None
     for name in ("train", "pairs_valid"):
         corpus = prepared.corpora[name]
@@ -121,15 +119,7 @@ def _samples(plain: dict[str, Any], prepared: Prepared, generator: Transformers,
     settings = dict(plain["samples"])
     renderer, held_out = prepared.renderer, prepared.corpora["valid"].kept
     asked = spread_contexts(held_out, settings.pop("contexts"), 1, renderer, renderer.max_tokens)
-    requests = [
-        reply_request(
-            context,
-            renderer.context_messages(context),
-            Sampling(**settings),
-            seed_of(plain["seed"], "samples", context.key),
-        )
-        for context, _ in asked
-    ]
+    requests = [reply_request(context, renderer, Sampling(**settings), plain["seed"], "samples") for context, _ in asked]
     base, trained = (write_all(generator, requests, which) for which in (None, adapter))
     return [
         Sample(

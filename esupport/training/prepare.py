@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from hydra.utils import instantiate
 
 from esupport.data.conversation import Conversation
 from esupport.data.sides import Side
@@ -18,7 +15,7 @@ from esupport.rendering.corpus import Corpus
 from esupport.rendering.datamodule import RowDataModule
 from esupport.rendering.pairs import render_read_pairs
 from esupport.rendering.template import Renderer
-from esupport.store import Store
+from esupport.training.environment import make, store_of
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,8 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
         UserError: data or tokenizer cannot be used, or nothing is left to train on or to hold out.
     """
     renderer = renderer_of(plain, backbone)
-    store = Store(Path(plain["paths"]["store"]).expanduser())
-    source: Source = instantiate(plain["data"])
+    store = store_of(plain)
+    source: Source = make(plain["data"], "data")
     splits = source.read("data", store)
     for side in ("train", "valid"):
         if not splits.side(side):
@@ -78,7 +75,7 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
         if not corpora[side].units:
             raise UserError(f"rendering.max_tokens: no reply of the side {side} fits, or none could be used")
     if plain["replay"]["ratio"]:
-        replay: Source = instantiate(plain["replay"]["source"])
+        replay: Source = make(plain["replay"]["source"], "replay.source")
         # examples without a system message of their own have none, not the task instruction
         replayed = replay.read("replay.source", store, instruction="")
         for name, examples in (("replay", replayed.train), ("replay_valid", replayed.valid)):

@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from esupport.data.sides import LEARNT_FROM
 from esupport.errors import UserError
 
 # keys that do not decide what is learnt
@@ -31,35 +30,39 @@ def earlier_run(plain: dict[str, Any], folder: Path) -> tuple[str | None, dict[s
     """
     if plain["resume"] != "auto":
         return (str(Path(plain["resume"]).expanduser()) if plain["resume"] else None), None
-    last, written, figures = folder / "checkpoints" / "last.ckpt", folder / "config.yaml", folder / "metrics.json"
-    if not written.exists() or not (last.exists() or figures.exists()):
+    last, figures = folder / "checkpoints" / "last.ckpt", folder / "metrics.json"
+    if not (folder / "config.yaml").exists() or not (last.exists() or figures.exists()):
         return None, None
-    then = OmegaConf.to_container(OmegaConf.load(written), resolve=True)
-    changed = _first_difference(then, plain)
+    changed = _changed(plain, folder)
     if changed:
         raise UserError(f"name: {folder} holds a run with another {changed}; choose another name, or resume=null to start anew")
-    return (str(last) if last.exists() else None), (json.loads(figures.read_text()) if figures.exists() else None)
+    ended = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else None
+    return (str(last) if last.exists() else None), ended
 
 
 def refuse_other_settings(plain: dict[str, Any], folder: Path) -> None:
     """Raises ``UserError`` where ``folder`` holds a run of other settings, whose files would mix with this run's."""
-    written = folder / "config.yaml"
-    if written.exists():
-        changed = _first_difference(OmegaConf.to_container(OmegaConf.load(written), resolve=True), plain)
-        if changed:
-            raise UserError(
-                f"name: {folder} holds a run with another {changed}; choose another name (what both have in common is found in "
-                "the store) or remove the folder"
-            )
+    changed = _changed(plain, folder)
+    if changed:
+        raise UserError(
+            f"name: {folder} holds a run with another {changed}; choose another name (what both have in common is found in "
+            "the store) or remove the folder"
+        )
 
 
 def clear(folder: Path, checkpoints: bool) -> None:
     """Remove what an earlier run left in ``folder`` and could pass for this run's."""
-    names = ["metrics.json", "samples.jsonl", LEARNT_FROM]
+    names = ["metrics.json", "samples.jsonl"]
     if checkpoints:
         names += ["checkpoints/last.ckpt", "checkpoints/best.ckpt"]
     for name in names:
         (folder / name).unlink(missing_ok=True)
+
+
+def _changed(plain: dict[str, Any], folder: Path) -> str | None:
+    """The first key in which the run that ``folder`` holds is another one; None where it is not, or there is none."""
+    written = folder / "config.yaml"
+    return _first_difference(OmegaConf.to_container(OmegaConf.load(written), resolve=True), plain) if written.exists() else None
 
 
 def _first_difference(then: Any, now: Any, key: str = "") -> str | None:

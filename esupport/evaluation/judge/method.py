@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from esupport.errors import UserError, first_line
+from esupport.errors import UserError
 from esupport.evaluation.judge.answers import Read
 from esupport.generators.protocol import Generator, Request, Sampling, seed_of
 from esupport.models.backbone import Backbone
 from esupport.models.slot import Slot
 from esupport.reflection import prompts
+from esupport.reflection.wording import regex
 from esupport.rendering.template import Renderer
 from esupport.store import key_of
 
@@ -85,14 +85,13 @@ class Judge:
     seed: int
 
     def __post_init__(self) -> None:
-        _pattern("judge.refusal", self.refusal)
+        regex("judge.refusal", self.refusal)
         for name in ("g_score", "pairwise", "rating", "error", "dialogue", "swap"):
             question = getattr(self, name)
             if question is None:
                 continue
             prompts.check(f"judge.{name}.prompt", question.prompt)
-            if "answer" not in _pattern(f"judge.{name}.pattern", question.pattern).groupindex:
-                raise UserError(f"judge.{name}.pattern: needs a group named answer, as (?P<answer>[1-5])")
+            regex(f"judge.{name}.pattern", question.pattern, group="answer")
         if self.errors and "helpfulness" not in self.asked_axes:
             raise UserError("judge.axes.helpfulness: tells which replies are unhelpful; without it, set judge.errors=null")
 
@@ -140,10 +139,3 @@ class Judge:
             return request
         warmer = replace(self.sampling, temperature=self.retry_temperature)
         return replace(request, sampling=warmer, seed=seed_of(request.seed, attempt))
-
-
-def _pattern(key: str, source: str) -> re.Pattern[str]:
-    try:
-        return re.compile(source)
-    except re.error as error:
-        raise UserError(f"{key}: not a regular expression: {first_line(error)}") from None

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 
 from esupport.data.conversation import Conversation, Turn
-from esupport.data.preference import Context
 
 # <|im_end|>, </s>, <start_of_turn>, [/INST]: a chat template would take them for its own; not <3; \uff5c is a wide bar
 _CONTROL = re.compile(r"<(?=[/|\uff5cA-Za-z_])|\[(?=/?[A-Z_]+\])")
@@ -23,11 +22,6 @@ def quoted(text: str) -> str:
 def harmless(text: str) -> str:
     """``text`` with its control tokens broken by a space; lone surrogates become ``?``."""
     return _CONTROL.sub(r"\g<0> ", text.encode("utf-8", "replace").decode("utf-8"))
-
-
-def transcript(context: Context) -> str:
-    """The turns of a context, as :func:`spoken`."""
-    return spoken(context.turns)
 
 
 def spoken(turns: Iterable[Turn]) -> str:

@@ -11,7 +11,7 @@ from esupport.evaluation.answered import Answered
 from esupport.evaluation.judge.answers import NONE, choice, error_of, read_object, read_one, score
 from esupport.evaluation.judge.asking import Given, Item
 from esupport.evaluation.judge.method import Asked, Judge
-from esupport.evaluation.judge.quoting import person, profile, quoted, transcript
+from esupport.evaluation.judge.quoting import person, profile, quoted, spoken
 from esupport.evaluation.judge.records import UNUSABLE, Comparison, Outcome, Rating
 
 _AGREED: dict[str, Outcome] = {"a": "win", "b": "loss", "tie": "tie"}
@@ -35,7 +35,7 @@ def compare(
     for a, b in pairs:
         if a.context != b.context:
             raise ValueError(f"replies to different contexts: {a.context.key} and {b.context.key}")
-        shown = {"person": person(people.get(a.context.conversation)), "transcript": transcript(a.context)}
+        shown = {"person": person(people.get(a.context.conversation)), "transcript": spoken(a.context.turns)}
         asked = (
             () if a.reply == b.reply else _both_orders(judge, "pairwise", a.context, quoted(a.reply), quoted(b.reply), shown)
         )
@@ -76,7 +76,7 @@ def rate(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conver
         context = one.context
         shown = {
             "person": person(people.get(context.conversation)),
-            "transcript": transcript(context),
+            "transcript": spoken(context.turns),
             "reply": quoted(one.reply),
         }
         items.append(on_rubric(judge, "rating", one.system, context.conversation, context.turn, shown, judge.errors or {}))
@@ -86,18 +86,17 @@ def rate(judge: Judge, answered: Sequence[Answered], people: Mapping[str, Conver
 def grade(judge: Judge, answered: Sequence[Answered]) -> list[Item[Rating]]:
     """One rating of each reply, the axis ``g_score``, with the human reply shown: NLPCC 2025 shared task 8.
 
-    A reply that is the human's own is not asked about and has no score. Without ``judge.g_score``, nothing is asked of any.
+    Nothing is asked without ``judge.g_score``, nor of the human replies themselves.
     """
-    items = []
+    items = list[Item[Rating]]()
+    if judge.g_score is None or all(one.reply == one.human for one in answered):
+        return items
     for one in answered:
-        context, question = one.context, judge.g_score
-        asked: tuple[Asked, ...] = ()
-        if question is not None and one.reply != one.human:
-            shown = {"said": context.turns[-1].text, "reference": one.human, "reply": one.reply}
-            quotes = {name: quoted(text) for name, text in shown.items()}
-            request = judge.request("g_score", context.key, context.conversation, quotes)
-            asked = (Asked(request, partial(read_one, "g_score", score, question.pattern)),)
-        items.append(Item(asked, partial(_rated, one.system, context.conversation, context.turn, judge.unhelpful)))
+        context, shown = one.context, {"reference": one.human, "reply": one.reply}
+        quotes = {name: quoted(text) for name, text in {**shown, "said": context.turns[-1].text}.items()}
+        request = judge.request("g_score", context.key, context.conversation, quotes)
+        asked = Asked(request, partial(read_one, "g_score", score, judge.g_score.pattern))
+        items.append(Item((asked,), partial(_rated, one.system, context.conversation, context.turn, judge.unhelpful)))
     return items
 
 

@@ -48,7 +48,7 @@ def mean(values: Sequence[float] | Floats, replies: Sequence[str]) -> Sums:
     found = np.asarray(values, dtype=float).reshape(-1)
     counted = ~np.isnan(found)
     said = np.array([bool(reply.strip()) for reply in replies], dtype=bool)
-    return Sums(np.stack([np.where(counted, found, 0), counted, said & counted], 1), _spoken_ratio)
+    return Sums(np.stack([np.where(counted, found, 0), counted, said & counted], 1), spoken_ratio)
 
 
 def has_data(name: str) -> bool:
@@ -64,5 +64,6 @@ def has_data(name: str) -> bool:
     return False
 
 
-def _spoken_ratio(sums: Floats) -> Floats:
+def spoken_ratio(sums: Floats) -> Floats:
+    """First over second of (draws, 3) sums; nan where that is 0, or where the third is: no reply has a word."""
     return np.asarray(np.where(sums[:, 2] == 0, np.nan, ratio(sums)))

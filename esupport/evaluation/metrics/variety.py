@@ -77,7 +77,7 @@ def length(replies: Sequence[str], tokens: Sequence[int | None] | None) -> list[
     return found
 
 
-def count_mean(counts: Sequence[int | None]) -> Sums:
+def count_mean(counts: Sequence[float | None]) -> Sums:
     """The mean of the counts that are known; unlike other means, it is there where every reply is empty."""
     table = [(0.0, 0.0) if count is None else (float(count), 1.0) for count in counts]
     return Sums(np.array(table).reshape(-1, 2), ratio)

@@ -51,9 +51,8 @@ def embed(folder: Path, texts: Sequence[str], batch: int = 32) -> Floats:
 
 def bert(replies: Sequence[str], references: Sequence[str], model: str | None) -> Metrics:
     """BERTScore's F1 (Zhang et al. 2020) as bert-score has it, without idf and rescaling."""
-    if model is None or importlib.util.find_spec("bert_score") is None:
-        reason = "no model is given" if model is None else "the extra is not installed: pip install 'esupport[bertscore]'"
-        return Metrics(left_out={"bertscore": reason})
+    if model is None:
+        return Metrics(left_out={"bertscore": "no model is given"})
     from bert_score import score
     from bert_score.utils import model2layers
     from transformers import AutoConfig
@@ -67,7 +66,7 @@ def bert(replies: Sequence[str], references: Sequence[str], model: str | None) -
             given = [replies[i] for i in pairs], [references[i] for i in pairs]
             scores[pairs] = score(*given, model_type=model, num_layers=layers)[2].double().numpy()
     except OSError as error:
-        raise UserError(f"bertscore: {model}: {first_line(error)}") from None
+        raise UserError(f"metrics.bertscore: {model}: {first_line(error)}") from None
     text = f"Mean BERTScore F1 (bert-score: {Path(model).name}, layer {layers}, no idf, no rescaling); an empty reply gives 0."
     return Metrics([Metric("bertscore", text, mean(scores, replies))])
 
@@ -102,9 +101,9 @@ def read(path: Path, needed: Collection[str]) -> WordVectors:
                 if word in needed:
                     found.setdefault(word, row)
     except (OSError, ValueError) as error:
-        raise UserError(f"word_vectors: {path}: {first_line(error)}") from None
+        raise UserError(f"metrics.word_vectors: {path}: {first_line(error)}") from None
     if not count:
-        raise UserError(f"word_vectors: {path}: no vectors")
+        raise UserError(f"metrics.word_vectors: {path}: no vectors")
     return WordVectors(found, total / count)
 
 
