@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from esupport.generators.protocol import Request
@@ -14,6 +15,16 @@ def reflect_and_refine(request: Request) -> str:
     if draft is None:
         return "tired of the rain."
     return f"That sounds hard. Tell me more about it, would you? {len(draft[1])}"
+
+
+def in_json(request: Request) -> str:
+    """All findings at once, as a capable model gives them."""
+    if "wants to reply" in request.messages[-1]["content"]:
+        return reflect_and_refine(request)
+    axes = {
+        axis: {"text": f"{axis} of the rain", "evidence": "never said"} for axis in ("profile", "emotion", "situation", "need")
+    }
+    return f"Here it is: {json.dumps(axes)}"
 
 
 def moody(request: Request) -> str:

@@ -319,6 +319,8 @@ def config_of_command(command: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_documented_command_composes(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("esupport.config.command_line.check_resources", lambda plain: None)
+    typed = subprocess.run(["bash", "-c", f"printf '%s\n' {command}"], capture_output=True, text=True, check=True)
+    assert typed.stdout.splitlines() == shlex.split(command, comments=True), "what a shell makes of it"
     words = [w for w in overrides_of(command) if not w.startswith("-")]
     check_command_line(config_of_command(command), words, sweep="-m" in overrides_of(command))
 

@@ -12,7 +12,7 @@ import pytest
 
 from esupport.data.conversation import Conversation, Turn, content_hash
 from esupport.data.division import draw
-from esupport.data.files import SPLITS, read_file
+from esupport.data.files import SPLITS, read_file, read_splits
 from esupport.data.readers import chat, esconv, extes, native, pesc
 from esupport.data.source import Source
 from esupport.errors import DataFault, UserError
@@ -258,3 +258,18 @@ def test_the_shipped_instruction_examples_keep_their_promises(store: Store) -> N
     assert sum(len(splits.side(side)) for side in SPLITS) >= 80
     kinds = Counter(t.id.rpartition("-")[0] for side in SPLITS for t in splits.side(side))
     assert set(kinds) == {"general", "profile", "emotion", "situation", "rewrite"}
+
+
+def test_a_preference_set_on_the_hub_is_read_by_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": "I lost my job.", "chosen": "What was it like?", "rejected": "Cheer up."}]
+    there = datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(rows) for name in ("train_prefs", "test_prefs", "train_sft")}
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: there if name == "somebody/preferences" else {})
+    found = read_splits("somebody/preferences", "data.pairs")
+    assert set(found) == {"train", "test"}
+    (raw,) = found["train"]
+    assert (raw.where, raw.value) == ("somebody/preferences/train_prefs:0", rows[0])
+    with pytest.raises(UserError, match=r"data\.pairs: somebody/else has none of the splits"):
+        read_splits("somebody/else", "data.pairs")

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import nltk
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, Compose, Evolve
 from rich.console import Console
+from speaking import Local
 from test_comparison_report import SYSTEMS, make_metrics
+from test_metrics import REPLIES, Synonyms
 
 from esupport.comparison.agreement import agreement
 from esupport.comparison.evaluation import Found
 from esupport.comparison.figures import ALPHA, Figure, differences, estimates, shares, too_few
 from esupport.comparison.judging import Judged
+from esupport.comparison.likelihoods import feedback, likelihoods
 from esupport.comparison.output import write_output
+from esupport.comparison.systems import System
 from esupport.comparison.tables import frame, latex, markdown, note
 from esupport.comparison.winning import win_rates
+from esupport.config.command_line import composed as compose_config
 from esupport.data.conversation import Conversation, Turn
 from esupport.errors import UserError
 from esupport.evaluation.answered import Answered
 from esupport.evaluation.feedback import Auc, rated_turns
+from esupport.evaluation.judge.quoting import harmless
 from esupport.evaluation.judge.records import Comparison, Rating
 from esupport.evaluation.statistics import Sums
-from esupport.store import read_lines, write_lines
+from esupport.objectives.reference import Scorer
+from esupport.rendering.conversations import rendered
+from esupport.rendering.corpus import hold
+from esupport.store import Store, read_lines, write_lines
 
 Evaluate = Callable[..., dict[str, Any]]
 QUICK = [
@@ -130,7 +143,9 @@ def test_what_a_judge_says_reaches_every_file(evaluate: Evaluate, tmp_path: Path
     assert figures_of(metrics, "base")["judge_unhelpful"]["value"] == 1.0, "it rates everything 1"
     assert rate["p_corrected"] == 1.0
     page = (tmp_path / "evaluation/report.html").read_text()
-    assert "inconsistent" in page
+    assert "100 % inc." in page
+    assert "| human over base | 0.500 [0.500, 0.500] | " in (table := (tmp_path / "evaluation/table.md").read_text())
+    assert " | 4 of 4 |" in table, "who reads the table alone sees that this half is no tie"
 
 
 def test_replies_of_another_evaluation_are_a_system(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -153,6 +168,17 @@ def test_on_its_own_history_a_system_hears_itself(evaluate: Evaluate, tmp_path: 
     for line in read_lines(tmp_path / "evaluation/replies.jsonl"):
         said = [turn["text"] for turn in line["context"]["turns"] if turn["role"] == "supporter"]
         assert all(len(text.split()) <= 12 for text in said), "eight tokens, not a supporter's sentences"
+    evaluate("contexts.history=own", "systems.human=null", "contexts.per_conversation=null", folder="whole")
+    said, heard = dict[str, list[str]](), 0
+    for line in read_lines(tmp_path / "whole/replies.jsonl"):
+        earlier = said.setdefault(line["context"]["conversation"], [])
+        told = [turn["text"] for turn in line["context"]["turns"] if turn["role"] == "supporter"]
+        assert told == [text for text in earlier if text][len([text for text in earlier if text]) - len(told) :]
+        heard += len(told)
+        earlier.append(harmless(line["reply"]))
+    assert heard
+    metrics = evaluate("contexts.history=own", *JUDGE, folder="both")
+    assert metrics["left_out"]["win_rates"].startswith("on their own histories")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +280,33 @@ def test_published_figures_of_the_shared_task_are_one_command(evaluate: Evaluate
         evaluate("data=pesc", f"data.path={tmp_path}/pesc.json", "data.fractions={train:0.5,valid:0.5,test:0}", "split=test")
 
 
+def test_the_total_of_the_shared_task_is_one_command(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nltk/corpora/wordnet").mkdir(parents=True)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
+    monkeypatch.setattr(nltk.corpus, "wordnet", Synonyms())
+    (tmp_path / "vectors.txt").write_text("i 0.1 0.2\nyou 0.3 -0.1\n")
+    asked = "prompt:'{{reference}} {{reply}}',begun:'',pattern:'(?P<answer>[1-5])'"
+    question = f"{{_target_:esupport.evaluation.judge.method.Question,{asked}}}"
+    metrics = evaluate(*JUDGE, f"judge.g_score={question}", f"metrics.word_vectors={tmp_path}/vectors.txt")
+    found = figures_of(metrics, "base")
+    assert found["pesc_g_score"]["value"] == pytest.approx(0.2), "it rates everything 1 of 5"
+    weights = {
+        "meteor": 0.2,
+        "bleu_4": 0.2,
+        "rouge_l": 0.2,
+        "extrema": 0.1,
+        "distinct_2": 0.1,
+        "distinct_3": 0.1,
+        "g_score": 0.1,
+    }
+    total = sum(weight * (found[f"pesc_{name}"]["value"] or 0) for name, weight in weights.items())
+    assert found["pesc_total"]["value"] == pytest.approx(total)
+    assert "pesc_total" not in figures_of(metrics, "human"), "the reference has no distance to itself"
+    assert metrics["judge"]["g_scores"] == {"base": {"rated": 4, "refused": 0, "unparsable": 0}}
+
+
 def test_a_server_is_a_system(evaluate: Evaluate) -> None:
     server = ["generator@server=scripted", "server.answer={_target_:answers.first,_partial_:true}", "+systems.other=server"]
     metrics = evaluate(*server)
@@ -337,12 +390,12 @@ def test_what_the_marks_mean_is_text_below_the_table_and_only_where_there_are_an
 def test_win_rates_have_a_table_of_their_own() -> None:
     metrics = make_metrics(SYSTEMS, judged=True)
     text = markdown(metrics)
-    assert "| systems | win rate | length-controlled | p, corrected |" in text
-    assert "| M1 over M0 | 0.650 [0.525, 0.775] | 0.550 [0.425, 0.675] | 0.01 * |" in text
+    assert "| systems | win rate | length-controlled | p, corrected | inconsistent |" in text
+    assert "| M1 over M0 | 0.650 [0.525, 0.775] | 0.550 [0.425, 0.675] | 0.01 * | 2 of 12 |" in text
     assert "| human over M0 | 0.650 [0.525, 0.775] | n/a | 0.6 n.s. |" in text
     assert "| human over M1 | 0.650 [0.525, 0.775] | n/a | n/a n.t. |" in text
     assert "Holm's correction for 2 comparisons" in text.split("| systems |")[1]
-    assert "M1 over M0 & 0.650 [0.525, 0.775] & 0.550 [0.425, 0.675] & 0.01 * \\\\" in latex(metrics)
+    assert "M1 over M0 & 0.650 [0.525, 0.775] & 0.550 [0.425, 0.675] & 0.01 * & 2 of 12 \\\\" in latex(metrics)
     assert latex(metrics).count("Holm") == 2
     assert "win rate" not in markdown(table_of(p=0.01))
 
@@ -425,6 +478,101 @@ def test_agreement_with_others_is_measured_where_they_rated_the_same(tmp_path: P
         agreement(mine, [tmp_path / "people.jsonl"])
     with pytest.raises(UserError, match=r"nobody\.jsonl cannot be read"):
         agreement(mine, [tmp_path / "nobody.jsonl"])
+
+
+def test_a_judge_agrees_with_itself(evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate(*JUDGE, folder="first")
+    metrics = evaluate(*JUDGE, f"agreement_with=[{tmp_path}/first/judged.jsonl]", folder="second")
+    found = {(one["of"], one["measure"]) for one in metrics["agreement"]}
+    assert {("helpfulness", "alpha"), ("pairwise", "kappa")} <= found
+
+
+def test_verdicts_agree_whichever_way_round_they_were_asked(tmp_path: Path) -> None:
+    """Kappa by hand: of four pairs two agree, and by chance half of them would."""
+
+    def pairs_of(outcomes: list[str]) -> list[Comparison]:
+        return [
+            Comparison(a="M1", b="M0", conversation=f"c{n}", turn=1, verdicts=("a", "a"), reasons=("", ""), outcome=outcome,
+                       score=1.0, longer=3)
+            for n, outcome in enumerate(outcomes)
+        ]  # fmt: skip
+
+    mine = Judged(pairs={("M1", "M0"): pairs_of(["win", "win", "loss", "loss"])})
+    for others, kappa in ((["win", "win", "loss", "loss"], 1.0), (["win", "loss", "win", "loss"], 0.0)):
+        turned = {"win": "loss", "loss": "win"}
+        theirs = [one.model_copy(update={"a": one.b, "b": one.a, "outcome": turned[one.outcome]}) for one in pairs_of(others)]
+        write_lines(tmp_path / "people.jsonl", Judged(pairs={("M0", "M1"): theirs}).records())
+        (found,) = agreement(mine, [tmp_path / "people.jsonl"])
+        assert (found["measure"], found["value"]) == ("kappa", pytest.approx(kappa))
+
+
+def test_the_replies_of_a_runs_rounds_are_found_with_the_defaults() -> None:
+    evolve, evaluate = (compose_config(name, []) for name in ("evolve", "evaluate"))
+    samples = {key: value for key, value in evolve.samples.items() if key != "contexts"}
+    assert samples == dict(evaluate.sampling)
+    assert evolve.samples.contexts == evaluate.contexts.conversations
+    assert evolve.contexts.max_tokens == evaluate.contexts.max_tokens
+    assert (evaluate.contexts.per_conversation, evaluate.split, evaluate.seed) == (1, "valid", evolve.seed)
+
+
+def test_perplexity_is_that_of_the_models_own_forward(local: Local, tmp_path: Path) -> None:
+    """On the real and hostile replies of the metrics' tests, as far as they have words, fit, and hold no control token."""
+    hello = Turn(role="seeker", text="hello")
+    texts = {f"t{n}": text for n, text in enumerate(REPLIES) if text.strip()}
+    talks = {id_: Conversation(id=id_, turns=(hello, Turn(role="supporter", text=text))) for id_, text in texts.items()}
+    corpus = hold("valid", lambda tally: rendered(tally, talks.values(), list(talks), local.renderer, "skip"))
+    kept = [talks[unit[0].name] for unit in corpus.units]
+    assert len(kept) >= 24 + 8
+    scorer = Scorer(local.slot, Store(tmp_path), 700, "32-true")
+    nll, perplexity = likelihoods([System("base", "base")], replace(corpus, kept=kept), scorer)
+    total, count = 0.0, 0
+    with local.slot.speaking(None) as policy, torch.no_grad():
+        for talk in kept:
+            (response,) = local.renderer.respond(talk, [(1, talk.turns[1].text)])
+            learnt = len(response.completion)
+            logits = policy(input_ids=torch.tensor([response.ids])).logits[0, -1 - learnt : -1].double()
+            total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(response.completion), reduction="sum"))
+            count += learnt
+    everything = nll.units["base"]
+    assert nll.measure.value(everything) == pytest.approx(total / count, abs=1e-4)
+    assert perplexity.measure.value(everything) == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_feedback_ranks_by_the_ratio_a_token(local: Local) -> None:
+    """Replies rated high have gained more a token, and less in all, than those rated low."""
+    talks = [rated(f"c{n}", 5 if n % 2 else 1) for n in range(8)]
+    long, short = "I see. " * 12, "I see."
+    talks = [
+        one.model_copy(update={"turns": (one.turns[0], Turn(role="supporter", text=short if n % 2 else long), *one.turns[2:])})
+        for n, one in enumerate(talks)
+    ]
+
+    class Gains:
+        def scores(self, rows: Any, adapter: Path | None) -> Any:
+            high = [len(row.targets) < 20 for row in rows]
+            assert sum(high) == 4
+            gained = [0.5 * len(row.targets) if good else 0.1 * len(row.targets) for row, good in zip(rows, high, strict=True)]
+            assert min(g for g, good in zip(gained, high, strict=True) if not good) > max(
+                g for g, good in zip(gained, high, strict=True) if good
+            )
+            return [np.array([g if adapter else 0.0]) for g in gained], None
+
+    systems = [System("M1", "adapter", adapter=Path("somewhere"))]
+    for turned, value in ((False, 1.0), (True, 0.0)):
+        given = [
+            one.model_copy(
+                update={
+                    "turns": (*one.turns[:2], one.turns[2].model_copy(update={"feedback": 6 - (one.turns[2].feedback or 0)}))
+                }
+            )
+            if turned
+            else one
+            for one in talks
+        ]
+        found = feedback(systems, given, local.renderer, cast(Any, Gains()))
+        assert not isinstance(found, str), found
+        (figure,) = found
+        assert figure.measure.value(figure.units["M1"]) == value
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

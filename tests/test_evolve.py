@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from conftest import Compose, Evolve, Train
+from conftest import ROOT, Compose, Evolve, Train
 from safetensors.torch import load_file
 
 from esupport.config.check import check_types
@@ -16,6 +18,8 @@ from esupport.config.command_line import composed as compose_config
 from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
 from esupport.evolution.contexts import Choice, choose
+from esupport.evolution.exam import Drift, Exam
+from esupport.reflection.parsing import parse_reply
 from esupport.store import Store, read_lines
 from esupport.training.environment import make
 from esupport.training.prepare import prepare
@@ -81,11 +85,28 @@ def test_lineage_leads_from_the_last_adapter_back_to_each_pair_and_file(evolve: 
         folder = tmp_path / "store" / entry["folder"]
         assert json.loads((folder / "stage.json").read_text())["files"] == entry["files"]
         assert all((folder / name).is_file() for name in entry["files"])
-    asked = {line["id"]: line for line in read_lines(tmp_path / "store" / drafts["folder"] / "replies.jsonl")}
+    asked, written = (
+        {line["id"]: line for line in read_lines(tmp_path / "store" / by_gives[step]["folder"] / "replies.jsonl")}
+        for step in ("round-2/draft", "round-2/refine")
+    )
     for pair in [*pairs_of(tmp_path / "run", 2), *pairs_of(tmp_path / "run", 2, "dropped")]:
         source = asked[pair.context.key]
         assert source["reply"]["text"] == pair.rejected
         assert source["seed"] == pair.seeds["draft"]
+        if refined := written.get(pair.context.key):
+            assert pair.chosen == parse_reply(refined["begun"] + refined["reply"]["text"])
+    assert written
+    assert last["key"] in by_gives["round-2/replies"]["made_from"]
+    # from M2 to the file that it was made of, by the keys alone
+    by_key, found, waiting = {entry["key"]: entry for entry in by_gives.values()}, set[str](), [last["key"]]
+    while waiting:
+        entry = by_key[waiting.pop()]
+        found.add(entry["gives"])
+        waiting += entry["made_from"]
+    rounds = [f"round-{n}/{step}" for n in (1, 2) for step in ("draft", "reflect", "refine", "pairs", "reference")]
+    assert {"M2", "M1", "M0", "data", *rounds} <= found
+    name, digest = by_gives["data"]["inputs"]["parts"]["train"]
+    assert digest == hashlib.sha256((ROOT / "esupport/data/shipped" / Path(name).name).read_bytes()).hexdigest()
     assert str(tmp_path) not in (tmp_path / "run/lineage.json").read_text()
 
 
@@ -283,6 +304,19 @@ def test_contexts_are_chosen_as_asked(composed: Compose) -> None:
         assert sum(turn.role == "seeker" for turn in by_id[context.conversation].turns[: context.turn]) >= 2
     assert choose(train, choice(), 2, renderer) == choose(list(train), choice(), 2, renderer)
     assert choose(train, choice(), 2, renderer) != choose(train, choice(seed=1), 2, renderer)
+    asked = {c.id: [t for t in c.supporter_turns() if sum(x.role == "seeker" for x in c.turns[:t]) >= 2] for c in train}
+    for turns, wanted in (
+        ("first", lambda found: found[:2]),
+        ("last", lambda found: found[-2:]),
+        ("spread", None),
+        ("random", None),
+    ):
+        (contexts,), _ = choose(train, choice(turns=turns, max_tokens=100_000), 1, renderer)
+        for id_ in {context.conversation for context in contexts}:
+            picked = [context.turn for context in contexts if context.conversation == id_]
+            assert len(picked) == min(2, len(asked[id_]))
+            assert set(picked) <= set(asked[id_])
+            assert wanted is None or picked == wanted(asked[id_])
     short = choose(train, choice(max_tokens=90, turns="last"), 1, renderer)[0][0]
     assert any(len(context.turns) < context.turn for context in short), "the oldest turns are dropped where none fits whole"
     with pytest.raises(UserError, match=r"contexts\.max_tokens"):
@@ -295,3 +329,52 @@ def test_held_out_conversations_are_never_drafted(evolve: Evolve, tmp_path: Path
     drafted = {p.context.conversation for name in ("pairs", "dropped") for p in pairs_of(tmp_path / "run", 1, name)}
     assert held_out
     assert not held_out & drafted
+
+
+def test_each_bound_of_drift_warns_on_its_own_side() -> None:
+    drift = Drift(length_ratio=1.5, repetition=0.2, kl=1.0, unfinished=0.3, stop=False)
+    calm = {"length_ratio": 1.5, "repetition": 0.2, "unfinished": 0.3, "kl_sft": 1.0}
+
+    def warned(bounds: Drift, **changed: float | None) -> list[str]:
+        return Exam._warnings(cast(Any, SimpleNamespace(drift=bounds)), {**calm, **changed})
+
+    assert warned(drift) == []
+    for changed, said in (
+        ({"length_ratio": 1.6}, "1.60 times as long"),
+        ({"length_ratio": 0.6}, "0.60 times as long"),
+        ({"repetition": 0.21}, "21% of word trigrams"),
+        ({"unfinished": 0.31}, "31% of replies do not end"),
+        ({"kl_sft": 1.1}, "1.10 nats a token away"),
+    ):
+        (told,) = warned(drift, **changed)
+        assert said in told
+    assert warned(drift, **dict.fromkeys(calm)) == [], "what was not measured does not drift"
+    unbound = Drift(length_ratio=None, repetition=None, kl=None, unfinished=None, stop=False)
+    assert warned(unbound, length_ratio=9.0, repetition=1.0, unfinished=1.0, kl_sft=9.0) == []
+
+
+def test_a_run_that_is_to_stop_at_drift_keeps_what_it_made(evolve: Evolve, tmp_path: Path) -> None:
+    systems = evolve("evolution.drift.unfinished=0", "evolution.drift.stop=true", *TEACHER)
+    assert [one["system"] for one in systems] == ["M0", "M1"]
+    assert any("do not end" in told for told in systems[-1]["warnings"])
+    assert (tmp_path / "run/report.html").is_file()
+    assert not (tmp_path / "run/round-2").exists()
+
+
+def test_a_capable_model_answers_all_axes_at_once(evolve: Evolve, tmp_path: Path) -> None:
+    evolve("evolution.rounds=1", "reflection.form=json", *TEACHER, "teacher.answer={_target_:answers.in_json,_partial_:true}")
+    for pair in pairs_of(tmp_path / "run", 1):
+        assert {axis: finding.text for axis, finding in pair.reflection.items()} == {
+            axis: f"{axis} of the rain" for axis in ("profile", "emotion", "situation", "need")
+        }
+        assert not any(finding.evidence for finding in pair.reflection.values()), "nobody said so"
+        assert set(pair.prompts) == {"draft", "reflect", "refine"}
+
+
+def test_the_base_refines_without_the_adapter(evolve: Evolve, tmp_path: Path) -> None:
+    evolve("evolution.rounds=1", "reflection=no_reflection", "reflection.refine.by=base", "filters=minimal")
+    by_gives = {entry["gives"]: entry for entry in entries(tmp_path / "run")}
+    assert by_gives["round-1/refine"]["inputs"]["adapter"] is None
+    assert by_gives["round-1/draft"]["inputs"]["adapter"] is not None
+    both = [*pairs_of(tmp_path / "run", 1), *pairs_of(tmp_path / "run", 1, "dropped")]
+    assert {pair.generators["refine"] for pair in both} == {"tiny without its adapter"}

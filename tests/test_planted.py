@@ -122,7 +122,9 @@ def test_shuffled_profiles_teach_nothing(run: Run) -> None:
     assert set(inferred) == set(STYLES)
     rates = measured(folder)
     print({name: (r.right, r.valid, r.right_of_valid) for name, r in rates.items()})
+    assert rates["M2"].right == pytest.approx(0.5, abs=0.07)
     assert rates["M2"].right_of_valid == pytest.approx(0.5, abs=0.07)
+    assert rates["M2"].valid >= 0.9
 
 
 def _pairs(folder: Path, number: int) -> list[PreferencePair]:

@@ -181,6 +181,9 @@ class Evaluation:
             ask = replying.speaking(system)
             found += safety.try_system(system.name, ask, messages, replying.renderer, replying.sampling, replying.seed)
         self.figures += safety_figures(found)
+        for system in self.systems:
+            if system.file:
+                self.left_out[f"safety of {system.name}"] = "its replies were written elsewhere: read that evaluation's"
         return found
 
     def _seeker(self) -> tuple[Seeker, Replies, list[Conversation]] | None:

@@ -34,6 +34,7 @@ class Judged:
         swaps: of each system, the swap test.
         ratings: of each system, in the order of its replies.
         grades: of each system, likewise, the axis ``g_score`` alone; empty where it was not asked for.
+        dialogues: of each system, the ratings of its dialogues.
         cost: of all that was asked, the rating of dialogues among it (:func:`judge_dialogues`).
     """
 
@@ -41,6 +42,7 @@ class Judged:
     swaps: dict[str, list[Comparison]] = field(default_factory=dict)
     ratings: dict[str, list[Rating]] = field(default_factory=dict)
     grades: dict[str, list[Rating]] = field(default_factory=dict)
+    dialogues: dict[str, list[Rating]] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class Judged:
             "swap": {name: counts(found) for name, found in self.swaps.items() if found},
             "ratings": {name: statuses(found) for name, found in self.ratings.items()},
             "g_scores": {name: statuses(found) for name, found in self.grades.items() if found},
+            "dialogues": {name: statuses(found) for name, found in self.dialogues.items()},
         }
 
     def records(self) -> list[dict[str, Any]]:
@@ -124,9 +127,9 @@ def judge_dialogues(
         UserError: the judge cannot be reached.
     """
     asker = Asker(judge, store, console)
-    groups = [rate_dialogues(judge, part, people) for part in dialogues.values()]
+    groups = {name: rate_dialogues(judge, part, people) for name, part in dialogues.items()}
     flat = [one for part in dialogues.values() for one in part]
-    cost = _show_cost(asker, groups, console)
+    cost = _show_cost(asker, [*groups.values()], console)
     total = {name: judged.cost[name] + cost[name] for name in _COSTS}
     total["estimated"] = judged.cost["estimated"] or cost["estimated"]
     if total["prompt_tokens"] > most_tokens:
@@ -135,7 +138,8 @@ def judge_dialogues(
             f"judge_limit={total['prompt_tokens']} rates them, and asks nothing again about the replies"
         )
     judged.cost |= total
-    return with_ratings(flat, [rating for part in groups for rating in asker.settle(part)]), None
+    judged.dialogues = {name: asker.settle(part) for name, part in groups.items()}
+    return with_ratings(flat, [rating for found in judged.dialogues.values() for rating in found]), None
 
 
 def _show_cost(asker: Asker, groups: Sequence[Sequence[Item[Any]]], console: Console) -> dict[str, Any]:

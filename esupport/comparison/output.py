@@ -13,7 +13,7 @@ from esupport.comparison.evaluation import Found
 from esupport.comparison.figures import PUBLISHED
 from esupport.comparison.plots import MAIN
 from esupport.comparison.report import write_report
-from esupport.comparison.tables import cut, frame, latex, markdown, show
+from esupport.comparison.tables import cut, frame, latex, markdown, show, win_frame
 from esupport.store import write_atomically, write_json, write_lines
 
 
@@ -62,4 +62,6 @@ def _log(loggers: list[Any], metrics: Mapping[str, Any]) -> None:
         logger.log_metrics(figures | {name: rate for name, rate in wins.items() if rate is not None})
         if isinstance(logger, WandbLogger):
             logger.log_table("evaluation", dataframe=table)
+            if wins:
+                logger.log_table("win_rates", dataframe=win_frame(metrics).reset_index(names="systems"))
         logger.save()

@@ -19,7 +19,12 @@ from esupport.page.document import NONE, environment, metrics_of, missing, read_
 _LIMITS = {"turns": 3, "contexts": 30, "open": 4, "dialogues": 12, "panels": 3}  # what is shown, or shown unfolded
 _OTHER_FILES = ("config.yaml", "conversations.jsonl", "dialogues.jsonl", "judged.jsonl", "replies.jsonl", "safety.jsonl")
 _SAFETY = "Safety (share of messages whose reply does all it must)"
-_ANSWERS = {"ratings": "rating", "swap": "swap test", "g_scores": "G-Score"}  # what a judge is asked of one system
+_ANSWERS = {
+    "ratings": "rating",
+    "swap": "swap test",
+    "g_scores": "G-Score",
+    "dialogues": "dialogue",
+}  # what a judge is asked of one system
 _GROUPS = (  # of figures, by name
     ("Likelihood (NLL and perplexity: lower is closer to the human replies)", "nll|perplexity|feedback_auc"),
     ("Overlap with the human reply (likeness, not quality)", "bleu_.|rouge_l|meteor|embedding|extrema|bertscore"),

@@ -24,6 +24,7 @@ _WINS = (
     f"the order, count half. The test is that of the raw rate. {SIGNIFICANT}: significantly different from one half; "
     f"{NOT_SIGNIFICANT}: not ({_TEST}); {NOT_TESTED}: not tested."
 )
+_WIN_COLUMNS = ["win rate", "length-controlled", "p, corrected", "inconsistent"]
 _FEW = (
     "No difference on so few conversations (up to {few}) can be significant: the smallest p that is possible there, times "
     "the number of comparisons, is not below {alpha}."
@@ -71,13 +72,14 @@ def frame(metrics: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def win_frame(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """Win rates of each two systems as texts, with the corrected p of the raw one and its mark."""
+    """Win rates of each two systems as texts, the corrected p of the raw one and its mark, and verdicts that contradict."""
     rows = {}
     for one in metrics["win_rates"]:
         p = one["p_corrected"]
         tested = f"{NONE if p is None else format(p, '.3g')} {mark(p)}"
-        rows[f"{one['one']} over {one['two']}"] = [cell("", one["raw"]), cell("", one["length_controlled"]), tested]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["win rate", "length-controlled", "p, corrected"])
+        counts = f"{one['counts']['inconsistent']} of {sum(one['counts'].values())}"
+        rows[f"{one['one']} over {one['two']}"] = [cell("", one["raw"]), cell("", one["length_controlled"]), tested, counts]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=_WIN_COLUMNS)
 
 
 def cell(figure: str, found: Mapping[str, Any]) -> str:

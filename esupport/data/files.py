@@ -16,7 +16,11 @@ from esupport.errors import DataFault, UserError, first_line
 from esupport.store import Store
 
 SPLITS = ("train", "valid", "test")
-_ALIASES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
+_ALIASES = {  # what published splits are called; of preference sets that hold others beside, ..._prefs
+    "train": ("train_prefs", "train"),
+    "valid": ("valid", "validation", "dev", "val"),
+    "test": ("test_prefs", "test"),
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PACKAGE = "pkg://"
 _BEFORE_ITEM = re.compile(r"[\s,]*")

@@ -30,6 +30,7 @@ class Side(View[T]):
     """The records of one side.
 
     Attributes:
+        stage: that keeps them.
         key: tells the records by content.
         where: file and line of each.
     """
@@ -37,14 +38,16 @@ class Side(View[T]):
     def __init__(self, stage: Stage, name: str, kind: type[T]) -> None:
         numbers, path = np.load(stage.folder / f"{name}.npy", allow_pickle=False), stage.folder / SHELF
         super().__init__(Shelf(path, lambda batch: lambda i: kind.model_validate_json(batch["record"][i].as_py())), numbers)
-        self._contents = stage.folder / CONTENTS
+        self.stage = stage
         self.key = f"{stage.name}/{stage.key}/{name}"
         self.where = View(Shelf(path, lambda batch: lambda i: str(batch["where"][i])), numbers)
 
     @property
     def contents(self) -> list[str]:
         """:func:`esupport.data.conversation.content_hash` of each conversation; none is read for it."""
-        return [f"{content:016x}" for content in np.load(self._contents, allow_pickle=False)[self._numbers].tolist()]
+        return [
+            f"{content:016x}" for content in np.load(self.stage.folder / CONTENTS, allow_pickle=False)[self._numbers].tolist()
+        ]
 
 
 @dataclass(frozen=True)

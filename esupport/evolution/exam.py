@@ -75,7 +75,7 @@ class Exam:
     def take(self, system: str, round_: int, adapter: Path, start: Path | None, first: Path) -> dict[str, Any]:
         """The figures of one system; ``start`` is what its round started from, ``first`` M_0's adapter."""
         scores, stage = self.scorer.scores(self.held_out.rows, adapter)
-        self.ledger.add(stage, round_, f"{system}/held-out likelihood")
+        self.ledger.add(stage, round_, f"{system}/held-out likelihood", self.ledger.keys("data", system))
         value, interval = nll(*per_conversation(self.held_out.units, scores))
         replies = self._write(system, round_, adapter)
         texts = [reply.text for reply in replies]
@@ -111,9 +111,10 @@ class Exam:
         if not rows:
             return None
         own, stage = self.scorer.scores(rows, adapter)
-        self.ledger.add(stage, round_, "likelihood of own replies")
+        made_from = self.ledger.keys(f"round-{round_}/replies")
+        self.ledger.add(stage, round_, "likelihood of own replies", made_from)
         others, stage = self.scorer.scores(rows, other)
-        self.ledger.add(stage, round_, "likelihood of own replies, before")
+        self.ledger.add(stage, round_, "likelihood of own replies, before", made_from)
         return float((np.concatenate(own) - np.concatenate(others)).sum() / sum(len(row.targets) for row in rows))
 
     def _rows(self, replies: Sequence[Reply]) -> list[Row]:

@@ -68,6 +68,8 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         if node:
             make(node, f"filters.{name}")  # a setting that cannot be is told before anything runs
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    if prepared.learnt is not None:
+        ledger.add(prepared.learnt.stage, 0, "data")
     trains = plain["evolution"]["rounds"] > 0 or not backbone.adapter
     write_learnt_from(folder, prepared.learnt if trains else None, backbone.adapter)
     loggers = make_loggers(plain, lambda: _one_wandb_run(folder))
@@ -80,7 +82,7 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         ledger.given("M0", first)
     else:
         console.rule("Phase 1: supervised fine-tuning, to M0")
-        trained = ledger.add(learner.phase_1(), 0, "M0")
+        trained = ledger.add(learner.phase_1(), 0, "M0", ledger.keys("data"))
         if trained.reused:
             console.print("M0 was there already.")
         first = trained.folder / "adapter"

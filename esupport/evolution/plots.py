@@ -21,7 +21,7 @@ _CURVES: tuple[tuple[str, dict[str, str], float | None], ...] = (
     ("Margin", {"margin": "margin"}, 0),
     ("Accuracy", {"accuracy": "accuracy"}, 0.5),
     ("Log-ratio to the reference", {"chosen": "chosen_logratio", "rejected": "rejected_logratio"}, 0),
-    ("KL to the reference", {"kl": "kl"}, 0),
+    ("KL to the reference, by its drafts", {"kl": "kl"}, 0),
 )
 
 

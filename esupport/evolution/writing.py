@@ -58,6 +58,7 @@ class Writer:
         if stage.reused:
             self.console.print(f"{step}: {len(requests)} texts were there already", markup=False, highlight=False)
         earlier = {"reflect": ("draft",), "refine": ("draft", "reflect")}.get(step, ())
-        made_from = [f"round-{round_}/{name}" for name in earlier] + ([f"M{round_ - 1}"] if adapter and round_ else [])
+        speaks = f"M{round_}" if step == "replies" else f"M{round_ - 1}"
+        made_from = ["data", *(f"round-{round_}/{name}" for name in earlier), *([speaks] if adapter else [])]
         self.ledger.add(stage, round_, f"round-{round_}/{step}", self.ledger.keys(*made_from))
         return replies

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esupport.objectives.logprobs import target_logprobs
-from esupport.objectives.losses import ipo, sigmoid_norm
+from esupport.objectives.losses import chosen_nll, ipo, sigmoid_norm
 from esupport.objectives.module import Objective
 from esupport.objectives.reference import check_start, score
 from esupport.rendering.packing import Batch
@@ -86,7 +86,7 @@ class PreferenceOptimization(Objective):
     def loss(self, logprobs: Tensor, batch: Batch) -> Tensor:
         """The batch's share of the mean over the step's pairs of loss + nll_weight * chosen NLL per token."""
         pairs = Pairs.of(logprobs, batch)
-        nll = -pairs.chosen / pairs.chosen_length
+        nll = chosen_nll(pairs.chosen, pairs.chosen_length)
         losses = self._losses(pairs)
         _add(self._sums, self.figures(pairs, losses))
         return (losses + self.nll_weight * nll).sum() / (batch.step_responses / 2)
@@ -101,7 +101,7 @@ class PreferenceOptimization(Objective):
         return {
             "pairs": torch.tensor(float(len(losses)), device=losses.device),
             "preference_loss": losses.sum(),
-            "chosen_nll": (-pairs.chosen / pairs.chosen_length).sum(),
+            "chosen_nll": chosen_nll(pairs.chosen, pairs.chosen_length).sum(),
             "chosen_logprob": pairs.chosen.sum(),
             "rejected_logprob": pairs.rejected.sum(),
             "chosen_logratio": (pairs.chosen_ratio / pairs.chosen_length).sum(),
@@ -110,7 +110,8 @@ class PreferenceOptimization(Objective):
             "rejected_reward": rejected.sum(),
             "margin": (chosen - rejected).sum(),
             "accuracy": (chosen > rejected).float().sum(),
-            # drafts are samples of the round's start: minus their log-ratio estimates KL(reference || policy) a token
+            # where the rejected ones are the reference's own samples, as drafts are of the round's start, minus their log-ratio
+            # estimates KL(reference || policy) a token; of other pairs it is their fall alone
             "kl": (-pairs.rejected_ratio / pairs.rejected_length).sum(),
             "chosen_length": pairs.chosen_length.sum(),
             "rejected_length": pairs.rejected_length.sum(),

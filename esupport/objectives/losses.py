@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 
+def chosen_nll(chosen: Tensor, chosen_length: Tensor) -> Tensor:
+    r"""The chosen one's own term, of its log-probability (RPO, Pang et al. 2024): :math:`-\log \pi(y_w|x) / |y_w|`."""
+    return -chosen / chosen_length
+
+
 def sigmoid(chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor, beta: float) -> Tensor:
     r"""DPO (Rafailov et al. 2023, eq. 7): :math:`-\log \sigma(\beta (r_w - r_l))`."""
     return -logsigmoid(beta * (chosen - rejected))
