@@ -219,9 +219,37 @@ def test_what_cannot_be_read_is_asked_again_with_another_seed() -> None:
 def test_a_refinement_that_does_not_end_is_asked_again_and_then_marked() -> None:
     made = method("personalized", "reflection.refine.retries=1")
     ask = answering("A reply that goes on", finished=False)
-    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, ask)
+    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, ask, no_fault)
     assert len(ask.asked) == 2
     assert outcome.unended == {CONTEXT.key}
     assert outcome.unusable == {}
-    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, answering(""))
+    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, answering(""), no_fault)
     assert outcome.unusable == {CONTEXT.key: "refine: the reply is empty"}
+
+
+def test_a_refinement_that_a_filter_would_drop_is_written_anew_and_kept_with_the_reason() -> None:
+    made = method("personalized", "reflection.refine.retries=3")
+    judged = []
+
+    def judge(key: str, text: str, ended: bool) -> dict[str, str]:
+        judged.append((key, text, ended))
+        return {} if text == "A question?" else {"same_as_draft": "the reply is the draft"}
+
+    ask = answering("d", "", "A question?", "never asked")
+    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, ask, judge)
+    assert len({requests[0].seed for requests in ask.asked}) == len(ask.asked) == 3
+    assert judged == [(CONTEXT.key, "d", True), (CONTEXT.key, "A question?", True)], "an empty one is no filter's business"
+    assert outcome.values == {CONTEXT.key: "A question?"}
+    assert outcome.unusable == {}
+    assert outcome.counts == {"asked": 1, "retried": 2, "unparsable": 0, "unended": 0}
+    assert [(one.text, one.verdicts) for one in outcome.refused[CONTEXT.key]] == [
+        ("d", {"same_as_draft": "the reply is the draft"}),
+        ("", {"unparsable": "refine: the reply is empty"}),
+    ]
+    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, answering("d"), judge)
+    assert outcome.values == {CONTEXT.key: "d"}, "the last attempt counts, and the filters will say so"
+    assert len(outcome.refused[CONTEXT.key]) == 3
+
+
+def no_fault(_key: str, _text: str, _ended: bool) -> dict[str, str]:
+    return {}

@@ -59,6 +59,13 @@ class Finding(Record):
         return self.text != UNKNOWN
 
 
+class Refused(Record):
+    """A refined reply that another attempt took the place of, and what was found against it, by filter."""
+
+    text: str
+    verdicts: dict[str, str]
+
+
 class PreferencePair(Record):
     """A chosen and a rejected completion of one context.
 
@@ -66,7 +73,7 @@ class PreferencePair(Record):
     an end of its own, or was cut at the longest length. ``reflection`` holds what was inferred,
     by axis. ``verdicts`` has an entry for each filter that judged the pair: empty where it passed, else the reason why it
     was dropped. ``generators`` and ``prompts`` name, by step (draft, reflect/<axis>, refine), who wrote and the hash of
-    what was asked; ``seeds`` are those of the sampling.
+    what was asked; ``seeds`` are those of the sampling. ``refused`` are earlier attempts at the refined reply.
     """
 
     context: Context
@@ -81,6 +88,7 @@ class PreferencePair(Record):
     generators: dict[str, str] = Field(default_factory=dict)
     prompts: dict[str, str] = Field(default_factory=dict)
     seeds: dict[str, int] = Field(default_factory=dict)
+    refused: tuple[Refused, ...] = Field((), strict=False)
 
     @property
     def dropped(self) -> dict[str, str]:

@@ -18,8 +18,9 @@ from esupport.evolution.output import Output
 from esupport.evolution.per_round import of_round
 from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Sampling, reply_request
+from esupport.reflection.filters import Filter
 from esupport.reflection.method import Method
-from esupport.reflection.pairing import filter_counts, fits, pair_up, sift
+from esupport.reflection.pairing import filter_counts, fits, judging, pair_up, sift
 from esupport.reflection.steps import Outcome, refine, reflect
 from esupport.rendering.template import Renderer
 from esupport.store import Stage, Store, key_of, write_lines
@@ -120,7 +121,9 @@ class Evolution:
         reflected = reflect(method, contexts, texts, seed, ask("reflect", method.reflect.by))
         refined, human = None, self.human
         if method.chosen == "refined":
-            refined, human = refine(method, contexts, texts, reflected.values, seed, ask("refine", method.refine.by)), {}
+            judge = judging(contexts, drafts, reflected, self._filters())
+            answers = ask("refine", method.refine.by)
+            refined, human = refine(method, contexts, texts, reflected.values, seed, answers, judge), {}
         pairs = pair_up(contexts, drafts, reflected, refined, human, writers, number)
         stage = self.store.stage(
             "pairs",
@@ -136,10 +139,14 @@ class Evolution:
         return f"{name} without its adapter" if by == "base" else name
 
     def _sift(self, pairs: Sequence[PreferencePair], folder: Path) -> None:
-        filters = {name: make(node, f"filters.{name}") for name, node in self.filters.items() if node}
-        kept, dropped = sift(pairs, {**filters, "fits": partial(fits, self.renderer)})
+        kept, dropped = sift(pairs, self._filters())
         for name, records in (("pairs", kept), ("dropped", dropped)):
             write_lines(folder / f"{name}.jsonl", (pair.model_dump(exclude_none=True) for pair in records))
+
+    def _filters(self) -> dict[str, Filter]:
+        """New filters: one of them remembers what it judged."""
+        filters = {name: make(node, f"filters.{name}") for name, node in self.filters.items() if node}
+        return {**filters, "fits": partial(fits, self.renderer)}
 
     def _counts(self, stage: Stage, contexts: int, reflected: Outcome, refined: Outcome | None) -> dict[str, Any]:
         kept, dropped = _kept(stage), read_pairs(stage.folder / "dropped.jsonl")

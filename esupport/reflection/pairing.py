@@ -10,7 +10,7 @@ from esupport.data.preference import Context, PreferencePair
 from esupport.errors import DataFault
 from esupport.generators.protocol import Reply, Request
 from esupport.reflection.filters import Filter, judge
-from esupport.reflection.steps import Outcome
+from esupport.reflection.steps import Judge, Outcome
 from esupport.rendering.pairs import respond
 from esupport.rendering.template import Renderer
 
@@ -55,6 +55,7 @@ def pair_up(
                 generators=dict(writers),
                 prompts={"draft": request.version, **_of(key, *(outcome.versions for outcome in outcomes))},
                 seeds={"draft": request.seed, **_of(key, *(outcome.seeds for outcome in outcomes))},
+                refused=tuple(refined.refused.get(key, ())) if refined else (),
             )
         )
     return pairs
@@ -62,6 +63,27 @@ def pair_up(
 
 def _of(key: str, *by_context: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for one in by_context for name, value in one.get(key, {}).items()}
+
+
+def judging(
+    contexts: Sequence[Context], drafts: Mapping[str, tuple[Request, Reply]], reflected: Outcome, filters: Mapping[str, Filter]
+) -> Judge:
+    """What ``filters`` find against a refined reply, before there is a pair."""
+    by_key = {context.key: context for context in contexts}
+
+    def found(key: str, text: str, ended: bool) -> dict[str, str]:
+        draft, findings = drafts[key][1], reflected.values.get(key, {})
+        pair = PreferencePair(
+            context=by_key[key],
+            chosen=text,
+            rejected=draft.text,
+            chosen_ended=ended,
+            rejected_ended=draft.finished,
+            reflection=findings,
+        )
+        return judge(pair, filters).dropped
+
+    return found
 
 
 def sift(pairs: Sequence[PreferencePair], filters: Mapping[str, Filter]) -> tuple[list[PreferencePair], list[PreferencePair]]:

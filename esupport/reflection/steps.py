@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from esupport.data.preference import UNKNOWN, Context, Finding
+from esupport.data.preference import UNKNOWN, Context, Finding, Refused
 from esupport.generators.protocol import Reply, Request
 from esupport.reflection.method import Method
 from esupport.reflection.parsing import parse_axis, parse_object, parse_reply
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
+# what filters find against a refined reply: of a context's key, the reply and whether it came to its end
+Judge = Callable[[str, str, bool], dict[str, str]]
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Outcome:
         seeds: of the sampling, likewise, in the attempt that was used or the last one.
         unusable: the reason why a context has no value, or not all of it.
         unended: contexts whose reply was cut at the longest length, in the last attempt too.
+        refused: earlier attempts at a refined reply.
         counts: requests ``asked`` (first attempts), ``retried`` and, in the end, ``unparsable``.
     """
 
@@ -33,6 +36,7 @@ class Outcome:
     seeds: dict[str, dict[str, int]] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     unended: set[str] = field(default_factory=set)
+    refused: dict[str, list[Refused]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=lambda: Counter(asked=0, retried=0, unparsable=0))
 
     def note(self, key: str, step: str, request: Request) -> None:
@@ -89,9 +93,10 @@ def refine(
     findings: Mapping[str, Mapping[str, Finding]],
     seed: Any,
     ask: Ask,
+    judge: Judge,
 ) -> Outcome:
-    """The refined reply to each context: step 4."""
-    outcome = Outcome()
+    """The refined reply to each context: step 4. What ``judge`` finds fault with is drawn again; the last attempt counts."""
+    outcome, faults = Outcome(), dict[str, dict[str, str]]()
     waiting = {context.key: context for context in contexts}
     for attempt in range(method.refine.retries + 1):
         requests = [method.refine_request(c, drafts[k], findings.get(k, {}), seed, attempt) for k, c in waiting.items()]
@@ -99,17 +104,24 @@ def refine(
             break
         outcome.counts["retried" if attempt else "asked"] += len(requests)
         for request, reply in zip(requests, ask(requests), strict=True):
-            outcome.note(request.id, "refine", request)
+            key = request.id
+            if key in faults:
+                refused = Refused(text=outcome.values[key], verdicts=faults[key])
+                outcome.refused.setdefault(key, []).append(refused)
+            outcome.note(key, "refine", request)
             text = parse_reply(request.begun + reply.text)
-            outcome.unusable.pop(request.id, None)
-            outcome.unended.discard(request.id)
+            outcome.values[key] = text
+            outcome.unusable.pop(key, None)
+            outcome.unended.discard(key)
             if not text:
-                outcome.unusable[request.id] = "refine: the reply is empty"
-            elif not reply.finished:
-                outcome.unended.add(request.id)
-            else:
-                del waiting[request.id]
-            outcome.values[request.id] = text
+                outcome.unusable[key] = "refine: the reply is empty"
+                faults[key] = {"unparsable": outcome.unusable[key]}
+                continue
+            faults[key] = judge(key, text, reply.finished)
+            if not reply.finished:
+                outcome.unended.add(key)
+            elif not faults[key]:
+                del waiting[key]
     outcome.counts["unparsable"] = len(outcome.unusable)
     outcome.counts["unended"] = len(outcome.unended)
     return outcome
