@@ -42,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
     options.add_device(made)
     made.add_argument("--checkpointing", action="store_true", help="recompute whole layers in the backward pass, on both sides")
     made.add_argument("--lengths", type=_numbers, default="512,1024,2048", help="tokens of the conversation")
-    made.add_argument("--vocabularies", type=_numbers, default="4096,32768,131072", help="tokens of the model's vocabulary")
+    made.add_argument("--vocabularies", type=_numbers, default="4096,16384,65536", help="tokens of the model's vocabulary")
     made.add_argument("--width", type=options.positive, default=256, help="of the model")
     made.add_argument("--layers", type=options.positive, default=4, help="of the model")
-    made.add_argument("--turns", type=options.positive, default=8, help="supporter turns of the conversation")
+    made.add_argument("--turns", type=options.positive, default=4, help="supporter turns of the conversation")
     given = made.parse_args(argv)
     # lengths at the middle vocabulary, vocabularies at the middle length
     length, vocabulary = (sizes[len(sizes) // 2] for sizes in (given.lengths, given.vocabularies))

@@ -68,7 +68,9 @@ class Learner:
         def train(folder: Path) -> None:
             costs = Costs()
             module: Objective = make(settings, "sft.objective")(policy=self.slot.load(None))
-            trainer = self._trainer("sft", folder, epochs, data)
+            # the held-out side is there to choose by; the one adapter of a single validation is measured as M_0 anyway
+            watched = bool(data.held_out_names()) and (epochs > 1 or self.plain["trainer"]["val_check_interval"] != 1.0)
+            trainer = self._trainer("sft", folder, epochs, data, watched)
             after = fit(trainer, module, data, _checkpoint(folder))
             self._keep(module, folder, {**after, **costs.figures(trainer)})
 
@@ -102,8 +104,8 @@ class Learner:
             is_start = reference is not None and weights_digest(reference) == start_digest
             policy = self.slot.load(start)
             module: PreferenceOptimization = make(settings, "objective")(policy=policy, reference_is_start=is_start)
-            trainer = self._trainer(f"round-{round_}", folder, epochs, data)
-            trainer.fit(module, data, ckpt_path=_checkpoint(folder), weights_only=True)
+            trainer = self._trainer(f"round-{round_}", folder, epochs, data, watched=False)
+            fit(trainer, module, data, _checkpoint(folder))
             write_lines(folder / "curve.jsonl", module.curve)
             module.policy.to(self.slot.device)  # Lightning leaves the model on the CPU
             self._keep(module, folder, {**module.measure_pairs(), **costs.figures(trainer)})
@@ -129,17 +131,17 @@ class Learner:
         callbacks = self.plain["callbacks"].items()
         return {name: {**node, "monitor": monitor} for name, node in callbacks if node and "monitor" in node}
 
-    def _trainer(self, prefix: str, folder: Path, epochs: int, data: RowDataModule) -> pl.Trainer:
+    def _trainer(self, prefix: str, folder: Path, epochs: int, data: RowDataModule, watched: bool) -> pl.Trainer:
         pl.seed_everything(self.plain["seed"], verbose=False)
         for logger in self.loggers:
             logger._prefix = prefix
         checkpoints = str(folder / ".checkpoints")
         callbacks = {name: node for name, node in self.plain["callbacks"].items() if node and "monitor" not in node}
-        if data.held_out_names():  # nothing is held out of a round's pairs, so nothing can be monitored there
+        if watched:
             callbacks |= self._monitoring()
         callbacks = {n: {**node, "dirpath": checkpoints} if "dirpath" in node else node for n, node in callbacks.items()}
         node = {**self.plain["trainer"], "max_epochs": epochs, "default_root_dir": str(folder)}
-        if not data.held_out_names():
+        if not watched:
             node |= {"limit_val_batches": 0, "val_check_interval": 1.0}
         return make_trainer(node, callbacks, self.loggers, len(data.sampler))
 

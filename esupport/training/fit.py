@@ -24,9 +24,9 @@ def measure_base(trainer: pl.Trainer, module: Objective, data: RowDataModule) ->
 
 
 def fit(trainer: pl.Trainer, module: Objective, data: RowDataModule, checkpoint: str | None) -> dict[str, float]:
-    """Train, or go on from ``checkpoint``; the ``val/...`` figures of the adapter that is kept."""
+    """Train, or go on from ``checkpoint``; the ``val/...`` figures of the adapter that is kept, if the trainer validates."""
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    return _settle(trainer, module, data)
+    return _settle(trainer, module, data) if trainer.limit_val_batches else {}
 
 
 def _figures(trainer: pl.Trainer) -> dict[str, float]:
