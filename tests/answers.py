@@ -32,6 +32,23 @@ def moody(request: Request) -> str:
     return "..." if request.seed % 2 else reflect_and_refine(request)
 
 
+def leaking(request: Request) -> str:
+    """Talks about the person in the first attempt, for half of the refinements."""
+    reply = reflect_and_refine(request)
+    return f"The seeker is sad. {reply}" if request.seed % 2 and request.begun == "Supporter:" else reply
+
+
+_REFINED: set[tuple[str, int]] = set()
+
+
+def falling_silent(request: Request) -> str:
+    """Refines the first reply to a context, and none that is asked for in a later round."""
+    draft = request.begun == "Supporter:"
+    earlier = draft and any(id_ == request.id and seed != request.seed for id_, seed in _REFINED)
+    _REFINED.add((request.id, request.seed))
+    return "..." if earlier else reflect_and_refine(request)
+
+
 def never(request: Request) -> str:
     """Never to be read."""
     return "..."

@@ -18,9 +18,9 @@ from esupport.config.command_line import composed as compose_config
 from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
 from esupport.evolution.contexts import Choice, choose
-from esupport.evolution.exam import Drift, Exam
+from esupport.evolution.exam import Drift, Exam, _length_ratio
 from esupport.reflection.parsing import parse_reply
-from esupport.store import Store, read_lines
+from esupport.store import Store, key_of, read_lines
 from esupport.training.environment import make
 from esupport.training.prepare import prepare
 
@@ -215,6 +215,46 @@ def test_what_cannot_be_read_is_asked_again_and_then_dropped(evolve: Evolve, tmp
         evolve("evolution.rounds=1", *never, folder="never")
 
 
+def test_a_refused_refinement_is_written_anew_and_kept_beside_its_pair(evolve: Evolve, tmp_path: Path) -> None:
+    leaking = [*TEACHER, "teacher.answer={_target_:answers.leaking,_partial_:true}"]
+    evolve("evolution.rounds=1", *leaking, "reflection.refine.retries=9")
+    figures = json.loads((tmp_path / "run/round-1/metrics.json").read_text())
+    assert figures["filters"]["leaked_analysis"] == 0
+    attempts = [attempt for pair in pairs_of(tmp_path / "run", 1) for attempt in pair.refused]
+    assert attempts
+    assert all([*attempt.verdicts] == ["leaked_analysis"] for attempt in attempts)
+    assert figures["refused"]["leaked_analysis"] >= len(attempts)
+    assert figures["refine"]["retried"] == figures["refused"]["leaked_analysis"]
+
+
+def test_a_round_without_pairs_ends_a_run_that_has_systems(evolve: Evolve, tmp_path: Path) -> None:
+    falling_silent = [*TEACHER, "teacher.answer={_target_:answers.falling_silent,_partial_:true}"]
+    systems = evolve(*falling_silent, "contexts.over_rounds=same")
+    assert [system["system"] for system in systems] == ["M0", "M1"]
+    assert (tmp_path / "run/report.html").is_file()
+    assert not pairs_of(tmp_path / "run", 2)
+    assert pairs_of(tmp_path / "run", 2, "dropped")
+
+
+def test_phase_1_measures_the_held_out_side_where_there_is_something_to_choose(evolve: Evolve, tmp_path: Path) -> None:
+    def figures(*overrides: str) -> tuple[str, set[str]]:
+        evolve("evolution.rounds=0", *overrides, folder=key_of(overrides))
+        (stage,) = [entry for entry in entries(tmp_path / key_of(overrides)) if entry["stage"] == "sft"]
+        return stage["key"], {*json.loads((tmp_path / "store" / stage["folder"] / "metrics.json").read_text())}
+
+    once, measured = figures()
+    assert "val/nll" not in measured, "the one adapter is measured as M0"
+    for overrides in (
+        ["trainer.val_check_interval=1"],
+        ["trainer.max_epochs=-1", "trainer.max_steps=3"],
+        ["trainer.max_epochs=2"],
+    ):
+        assert "val/nll" in figures(*overrides)[1], overrides
+    timer = "+callbacks.timer={_target_: pytorch_lightning.callbacks.Timer, duration: '00:01:00:00'}"
+    assert figures(timer)[0] != once, "a callback may end training"
+    assert figures("callbacks.last.every_n_train_steps=7", "trainer.log_every_n_steps=3")[0] == once
+
+
 def test_human_replies_are_the_chosen_ones_of_their_ablation(evolve: Evolve, tmp_path: Path, composed: Compose) -> None:
     evolve("evolution.rounds=1", "reflection=human")
     splits = make(check_types("train", composed())["data"], "data").read("data", Store(tmp_path / "store"))
@@ -293,6 +333,10 @@ def test_contexts_are_chosen_as_asked(composed: Compose) -> None:
     people = [{context.conversation for context in contexts} for contexts in rounds]
     assert not people[0] & people[1]
     assert len(people[0] | people[1]) == 20
+    (alone,), _ = choose(train, choice(per_round=7), 1, renderer)
+    (first, second, _), _ = choose(train, choice(per_round=7), 3, renderer)
+    assert alone == first, "a round is the same whatever comes after it"
+    assert not {c.conversation for c in first} & {c.conversation for c in second}
     same, _ = choose(train, choice(over_rounds="same", per_round=7), 2, renderer)
     assert same[0] == same[1]
     assert len(same[0]) == 7
@@ -342,6 +386,7 @@ def test_each_bound_of_drift_warns_on_its_own_side() -> None:
     for changed, said in (
         ({"length_ratio": 1.6}, "1.60 times as long"),
         ({"length_ratio": 0.6}, "0.60 times as long"),
+        ({"length_ratio": _length_ratio(["", ""], ["I see.", "Go on."])}, "0.00 times as long"),
         ({"repetition": 0.21}, "21% of word trigrams"),
         ({"unfinished": 0.31}, "31% of replies do not end"),
         ({"kl_sft": 1.1}, "1.10 nats a token away"),

@@ -360,8 +360,7 @@ def test_duplicate_context_is_one_of_the_same_turns() -> None:
     copy = pair("Another reply.").model_copy(update={"context": first.context.model_copy(update={"conversation": "d"})})
     assert [judged(one) for one in (first, other, copy)] == [None, None, "the context of c/1"]
     assert rules.DuplicateContext()(copy) is None
-    assert judged(first.model_copy(update={"chosen": "Another attempt."})) is None, "the same pair, written anew"
-    annotated = first.context.model_copy(update={"turns": (Turn(role="seeker", text=SAID, feedback=3),), "conversation": "e"})
+    annotated = first.context.model_copy(update={"turns": (Turn(role="seeker", text=SAID, feedback=3),)})
     assert judged(first.model_copy(update={"context": annotated})) == "the context of c/1"
 
 

@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_asked_again_with_another_seed() -> None:
 def test_a_refinement_that_does_not_end_is_asked_again_and_then_marked() -> None:
     made = method("personalized", "reflection.refine.retries=1")
     ask = answering("A reply that goes on", finished=False)
-    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, ask, no_fault)
+    outcome = refine(made, [CONTEXT], {CONTEXT.key: "d"}, {}, 0, ask, lambda *said: {} if said[-1] else {"unfinished": "cut"})
     assert len(ask.asked) == 2
     assert outcome.unended == {CONTEXT.key}
     assert outcome.unusable == {}

@@ -48,14 +48,18 @@ def choose(
     Raises:
         UserError: a round is left without any.
     """
-    order = np.random.default_rng(choice.seed).permutation(len(conversations))
-    chosen, human = [], dict[str, str]()
+    order = np.random.default_rng(choice.seed).permutation(len(conversations)).tolist()
+    chosen, human, taken = [], dict[str, str](), 0
     for number in range(rounds):
-        share = order[number::rounds] if choice.over_rounds == "disjoint" else order
+        # of what the rounds before have left, at most an even part: where there is enough, a round is the same for any number
+        # of rounds after it
+        even = slice(taken, taken + (len(order) - taken) // (rounds - number))
+        share = order[even] if choice.over_rounds == "disjoint" else order
         contexts: list[Context] = []
-        for index in share.tolist():
+        for index in share:
             if choice.per_round is not None and len(contexts) >= choice.per_round:
                 break
+            taken += 1
             conversation = conversations[index]
             found = _of_conversation(conversation, choice, renderer)
             human |= {context.key: conversation.turns[context.turn].text for context in found}
@@ -63,7 +67,7 @@ def choose(
         if not contexts:
             why = (
                 "max_tokens: no context fits, or none has first_turn seeker turns before it"
-                if len(share)
+                if share
                 else "over_rounds: there are fewer conversations than rounds; use same"
             )
             raise UserError(f"contexts.{why} (round {number + 1})")

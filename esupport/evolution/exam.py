@@ -79,7 +79,6 @@ class Exam:
         value, interval = nll(*per_conversation(self.held_out.units, scores))
         replies = self._write(system, round_, adapter)
         texts = [reply.text for reply in replies]
-        length, at_first = _mean_words(texts), _mean_words([reply.text for reply in self.replies["M0"]])
         figures = {
             "system": system,
             "round": round_,
@@ -88,7 +87,7 @@ class Exam:
             "perplexity": math.exp(value),
             "replies": len(replies),
             "reply_tokens": float(np.mean([reply.tokens for reply in replies])) if replies else None,
-            "length_ratio": length / at_first if length and at_first else None,
+            "length_ratio": _length_ratio(texts, [reply.text for reply in self.replies["M0"]]),
             "distinct_2": distinct_n(texts, 2),
             "repetition": float(np.mean([repetition(text) for text in texts])) if texts else None,
             "unfinished": float(np.mean([not reply.finished for reply in replies])) if replies else None,
@@ -141,5 +140,7 @@ class Exam:
         return found
 
 
-def _mean_words(texts: Sequence[str]) -> float:
-    return float(np.mean([len(words(text)) for text in texts])) if texts else 0.0
+def _length_ratio(texts: Sequence[str], at_first: Sequence[str]) -> float | None:
+    """Words of ``texts`` for each of M_0's to the same contexts; 0 where a system has fallen silent, None where M_0 has."""
+    then = sum(len(words(text)) for text in at_first)
+    return sum(len(words(text)) for text in texts) / then if then else None

@@ -29,6 +29,7 @@ from esupport.training.prepare import Prepared
 # keys of the trainer that change nothing of what is learnt
 _COSMETIC = {"accelerator", "devices", "strategy", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
 _COSMETIC |= {"default_root_dir", "num_sanity_val_steps", "enable_checkpointing"}
+_SHOWING = {"last", "progress_bar"}  # callbacks of which the same holds
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Learner:
         inputs = self._inputs(settings, epochs, self.prepared.corpora) | {
             "lora": self.plain["model"]["lora"],
             "start": None,
-            "callbacks": {name: {**node, "dirpath": None} for name, node in self._monitoring().items()},
+            "callbacks": _nowhere(self._monitoring()),
             "replay_ratio": self.plain["replay"]["ratio"],
         }
 
@@ -69,7 +70,9 @@ class Learner:
             costs = Costs()
             module: Objective = make(settings, "sft.objective")(policy=self.slot.load(None))
             # the held-out side is there to choose by; the one adapter of a single validation is measured as M_0 anyway
-            watched = bool(data.held_out_names()) and (epochs > 1 or self.plain["trainer"]["val_check_interval"] != 1.0)
+            interval = self.plain["trainer"]["val_check_interval"]
+            once = epochs == 1 and isinstance(interval, float) and interval == 1.0  # as an integer it counts steps
+            watched = bool(data.held_out_names()) and not once
             trainer = self._trainer("sft", folder, epochs, data, watched)
             after = fit(trainer, module, data, _checkpoint(folder))
             self._keep(module, folder, {**after, **costs.figures(trainer)})
@@ -116,7 +119,9 @@ class Learner:
         trainer = {k: v for k, v in self.plain["trainer"].items() if k not in _COSMETIC}
         objective = {k: v for k, v in objective.items() if k != "monitor"}
         rows = {name: corpus.rows.digest for name, corpus in corpora.items() if corpus.units}
+        others = {n: node for n, node in self._callbacks().items() if n not in _SHOWING and "monitor" not in node}
         return {
+            **({"other_callbacks": _nowhere(others)} if others else {}),
             "objective": objective,
             "rows": rows,
             "trainer": {**trainer, "max_epochs": epochs},
@@ -125,18 +130,21 @@ class Learner:
             **self.slot.backbone.identity(),
         }
 
+    def _callbacks(self) -> dict[str, Any]:
+        return {name: node for name, node in self.plain["callbacks"].items() if node}
+
     def _monitoring(self) -> dict[str, Any]:
-        """The callbacks that watch the held-out side in phase 1: best adapter, early stopping."""
-        monitor = self.plain["sft"]["objective"]["monitor"]
-        callbacks = self.plain["callbacks"].items()
-        return {name: {**node, "monitor": monitor} for name, node in callbacks if node and "monitor" in node}
+        """The callbacks that watch phase 1: best adapter, early stopping. Those of the objective's figure take phase 1's."""
+        figures = {self.plain["objective"]["monitor"]: self.plain["sft"]["objective"]["monitor"]}
+        watching = {name: node for name, node in self._callbacks().items() if "monitor" in node}
+        return {n: {**node, "monitor": figures.get(node["monitor"], node["monitor"])} for n, node in watching.items()}
 
     def _trainer(self, prefix: str, folder: Path, epochs: int, data: RowDataModule, watched: bool) -> pl.Trainer:
         pl.seed_everything(self.plain["seed"], verbose=False)
         for logger in self.loggers:
             logger._prefix = prefix
         checkpoints = str(folder / ".checkpoints")
-        callbacks = {name: node for name, node in self.plain["callbacks"].items() if node and "monitor" not in node}
+        callbacks = {name: node for name, node in self._callbacks().items() if "monitor" not in node}
         if watched:
             callbacks |= self._monitoring()
         callbacks = {n: {**node, "dirpath": checkpoints} if "dirpath" in node else node for n, node in callbacks.items()}
@@ -149,6 +157,11 @@ class Learner:
         self.slot.backbone.save(module.policy, folder / "adapter")
         timeless = {name: value for name, value in metrics.items() if not isinstance(value, str)}
         write_json(folder / "metrics.json", timeless)
+
+
+def _nowhere(callbacks: dict[str, Any]) -> dict[str, Any]:
+    """Callbacks without the folder that they write to."""
+    return {name: {**node, "dirpath": None} if "dirpath" in node else node for name, node in callbacks.items()}
 
 
 def _checkpoint(folder: Path) -> str | None:

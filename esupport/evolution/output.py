@@ -72,7 +72,7 @@ class Output:
             logger._prefix = ""  # a training's prefix is over
             logger.log_table(f"pairs/round_{number}", columns=columns, data=rows)
         groups = {"pairs": figures, "dropped": figures["filters"], "dpo": training}
-        groups |= {name: figures[name] for name in ("reflect", "refine", "unknown")}
+        groups |= {name: figures[name] for name in ("refused", "reflect", "refine", "unknown")}
         self._log(number, {n: v for group, values in groups.items() for n, v in _numbers(group, values).items()})
 
     def system(self, systems: list[dict[str, Any]], adapter: str, exam: Exam) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -93,12 +94,19 @@ class Evolution:
             start = adapters[-1] if self.settings.start == "previous" else first
             reference = {"round_start": start, "sft": first, "base": None}[self.settings.reference]
             learnt = rounds if self.settings.pairs == "cumulative" else [made]
-            corpus = self.learner.render([pair for stage in learnt for pair in _kept(stage)])
+            pairs = [pair for stage in learnt for pair in _kept(stage)]
+            if not pairs and number > 1:
+                self.console.print(
+                    f"Stopped in round {number}: no pair is left; its dropped.jsonl has the reasons.", markup=False
+                )
+                break
+            corpus = self.learner.render(pairs)
             trained, scored = self.learner.prefer(number, corpus, start, reference)
-            self.ledger.add(scored, number, f"round-{number}/reference")
             started = f"M{number - 1}" if self.settings.start == "previous" else "M0"
-            made_from = [*(stage.key for stage in learnt), scored.key, *self.ledger.keys(started)]
-            self.ledger.add(trained, number, f"M{number}", made_from)
+            frozen = {"round_start": [started], "sft": ["M0"], "base": []}[self.settings.reference]
+            made_from = [stage.key for stage in learnt]
+            self.ledger.add(scored, number, f"round-{number}/reference", [*made_from, *self.ledger.keys(*frozen)])
+            self.ledger.add(trained, number, f"M{number}", [*made_from, scored.key, *self.ledger.keys(started)])
             adapters.append(trained.folder / "adapter")
             self.output.round(number, trained.folder, figures, self._settings(number))
             systems.append(self.exam.take(f"M{number}", number, adapters[-1], start, first))
@@ -136,7 +144,8 @@ class Evolution:
 
     def _writer(self, by: Any) -> str:
         name = self.writer.speaker(by).name
-        return f"{name} without its adapter" if by == "base" else name
+        same = by != "policy" and name == self.writer.speaker("policy").name
+        return f"{name} without its adapter" if same else name
 
     def _sift(self, pairs: Sequence[PreferencePair], folder: Path) -> None:
         kept, dropped = sift(pairs, self._filters())
@@ -159,6 +168,7 @@ class Evolution:
             "kept": len(kept),
             "dropped": len(dropped),
             "filters": filter_counts(dropped, [*(name for name, node in self.filters.items() if node), "fits"]),
+            "refused": dict(Counter(name for pair in both for attempt in pair.refused for name in attempt.verdicts)),
             "reflect": dict(reflected.counts),
             "refine": dict(refined.counts) if refined else {},
             "unknown": {axis: 1 - sum(found) / len(found) for axis, found in known.items() if found},

@@ -123,13 +123,15 @@ def _form(value: float | None, form: str) -> str:
 
 
 def _counts(figures: Mapping[str, Any]) -> str:
-    """One line: contexts, kept, dropped, and by which filters."""
+    """One line: contexts, kept, dropped, and by which filters; and what refinements were written anew for."""
     counts: Mapping[str, int] = figures.get("filters") or {}
     by = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
     idle = ", ".join(name for name, number in counts.items() if not number)
     told = "; ".join([by] * bool(by) + [f"none by {idle}"] * bool(idle))
     numbers = [f"{figures.get(key, NONE)} {key}" for key in ("contexts", "kept", "dropped")]
-    return f"Round {figures.get('round', NONE)}: {', '.join(numbers)}" + (f": {told}." if told else ".")
+    refused = ", ".join(f"{name} {number}" for name, number in (figures.get("refused") or {}).items())
+    anew = f" Refinements refused and written anew: {refused}." if refused else ""
+    return f"Round {figures.get('round', NONE)}: {', '.join(numbers)}" + (f": {told}." if told else ".") + anew
 
 
 def _plain(text: str) -> Text:

@@ -197,7 +197,7 @@ class LengthRatio:
 
 
 class DuplicateContext:
-    """The same context (roles and texts of its turns) was judged before by this filter, under another key.
+    """The same context (roles and texts of its turns) was judged before by this filter.
 
     It remembers what it judged: make a new one for each run, and judge in a fixed order.
     """
@@ -208,5 +208,7 @@ class DuplicateContext:
     def __call__(self, pair: PreferencePair) -> str | None:
         """See :class:`Filter`."""
         content = content_hash(pair.context.turns)
-        earlier = self._seen.setdefault(content, pair.context.key)
-        return None if earlier == pair.context.key else f"the context of {earlier}"
+        if content in self._seen:
+            return f"the context of {self._seen[content]}"
+        self._seen[content] = pair.context.key
+        return None

@@ -9,8 +9,9 @@ from typing import Any
 from esupport.data.preference import Context, PreferencePair
 from esupport.errors import DataFault
 from esupport.generators.protocol import Reply, Request
-from esupport.reflection.filters import Filter, judge
+from esupport.reflection.filters import DuplicateContext, Empty, Filter, Unfinished, judge
 from esupport.reflection.steps import Judge, Outcome
+from esupport.reflection.wording import words
 from esupport.rendering.pairs import respond
 from esupport.rendering.template import Renderer
 
@@ -68,11 +69,16 @@ def _of(key: str, *by_context: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 def judging(
     contexts: Sequence[Context], drafts: Mapping[str, tuple[Request, Reply]], reflected: Outcome, filters: Mapping[str, Filter]
 ) -> Judge:
-    """What ``filters`` find against a refined reply, before there is a pair."""
+    """What ``filters`` find against a refined reply; nothing where context or draft is at fault: no other reply mends that."""
     by_key = {context.key: context for context in contexts}
+    filters = {name: one for name, one in filters.items() if not isinstance(one, DuplicateContext)}
+    kinds = {type(one) for one in filters.values()}
 
     def found(key: str, text: str, ended: bool) -> dict[str, str]:
         draft, findings = drafts[key][1], reflected.values.get(key, {})
+        cut, wordless = Unfinished in kinds and not draft.finished, Empty in kinds and not words(draft.text)
+        if key in reflected.unusable or cut or wordless:
+            return {}
         pair = PreferencePair(
             context=by_key[key],
             chosen=text,

@@ -117,10 +117,10 @@ def refine(
                 outcome.unusable[key] = "refine: the reply is empty"
                 faults[key] = {"unparsable": outcome.unusable[key]}
                 continue
-            faults[key] = judge(key, text, reply.finished)
             if not reply.finished:
                 outcome.unended.add(key)
-            elif not faults[key]:
+            faults[key] = judge(key, text, reply.finished)
+            if not faults[key]:
                 del waiting[key]
     outcome.counts["unparsable"] = len(outcome.unusable)
     outcome.counts["unended"] = len(outcome.unended)

@@ -15,7 +15,11 @@ _FREE = {
     *("name", "resume", "optimized_metric", "batching.tokens_per_batch", "paths", "logger", "samples", "model.builder.cache"),
     "model.gradient_checkpointing",
     *("callbacks.last", "callbacks.progress_bar", "evolution.samples", "trainer.enable_progress_bar"),
+    "trainer.log_every_n_steps",
 }
+# where a generator is found and how patiently it is asked
+_REACHED = ("base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "gpu_memory_utilization")
+_FREE |= {f"{generator}.{key}" for generator in ("generator", "teacher") for key in _REACHED}
 
 
 def earlier_run(plain: dict[str, Any], folder: Path) -> tuple[str | None, dict[str, Any] | None]:
