@@ -14,8 +14,6 @@ from benchmarks.processes import Job, Result, alternate, tune
 from benchmarks.report import OURS, Report, Row, figure, ratio
 from benchmarks.work import BATCHES, Layout, Peer, Training
 
-_TUNED_ON = {"pair": 1, "turn": 1}  # conversations; rows of a whole conversation are tuned on a whole step
-
 
 @dataclass(frozen=True)
 class Side:
@@ -56,6 +54,7 @@ def measured(given: argparse.Namespace, argv: Sequence[str], sides: Sequence[Sid
         per_step=given.conversations_per_step,
         turns=given.turns,
         held_out=given.held_out,
+        chosen=getattr(given, "chosen", "other"),
     )
     plain = work.plain()  # a mistake is told before anything runs
     jobs = {OURS: Job("benchmarks.ours:train", work)}
@@ -82,7 +81,7 @@ def _peer(
     if given.tune:
         per_step = plain["batching"]["conversations_per_step"]
         rows = per_step if side.layout == "conversation" else per_step * (given.turns or max(BATCHES))
-        small = replace(work, steps=1, warmup=1, held_out=0, per_step=_TUNED_ON.get(side.layout, per_step))
+        small = replace(work, steps=1, warmup=1, held_out=0)  # a whole step: what is fastest on little is not so on much
         candidates = [
             Job(target, small, Peer(side.layout, batch, padding_free, further=further))
             for batch in BATCHES

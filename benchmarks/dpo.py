@@ -21,6 +21,12 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 1 where the sides did not do the same work."""
     made = options.parser("dpo", _ABOUT, repeats=3)
     options.add_training(made)
+    made.add_argument(
+        "--chosen",
+        choices=("other", "human"),
+        default="other",
+        help="the chosen reply: of another conversation, as the rejected one is, or the human one, which tree rows have anyway",
+    )
     given = made.parse_args(argv)
     report = compare.measured(given, argv, [Side(PEER, "pair")], "dpo")
     measures = [*_measures(report.work["warmup"]), *compare.utilisation(report)]
@@ -64,7 +70,9 @@ def _measures(warmup: int) -> list[Measure]:
 
 
 def _second_run(report: Report) -> Row:
-    """What a second run on the same pairs, at another learning rate, spends on the reference."""
+    """What a second run on the same pairs spends on the reference, whatever its learning rate; its check of the start is not
+    among it.
+    """
     again = figure(report.runs[OURS], lambda result: float(result["second_reference_seconds"]))
     return Row("reference of a second run, s in all", "", {OURS: again}, digits=3)
 

@@ -74,7 +74,8 @@ def prepare(plain: dict[str, Any], work: Training, backbone: Backbone) -> Materi
     everyone = [conversation for conversation, _ in train + valid]
     pool = sorted((len(c.turns[t].text), c.id, c.turns[t].text) for c in everyone for t in c.supporter_turns())
     sides = (("train", learnt), ("pairs_valid", held_out))
-    return _material(plain, *(_pairs(name, side, renderer, pool, plain["seed"]) for name, side in sides))
+    drawn_pairs = (_pairs(name, side, renderer, pool, plain["seed"], work.chosen == "human") for name, side in sides)
+    return _material(plain, *drawn_pairs)
 
 
 def _material(plain: dict[str, Any], learnt: tuple[Corpus, list[Unit]], held_out: tuple[Corpus, list[Unit]]) -> Material:
@@ -126,51 +127,58 @@ def _replies(name: str, conversations: Sequence[Conversation], renderer: Rendere
 
 
 def _pairs(
-    name: str, conversations: Sequence[Conversation], renderer: Renderer, pool: Sequence[tuple[int, str, str]], seed: int
+    name: str,
+    conversations: Sequence[Conversation],
+    renderer: Renderer,
+    pool: Sequence[tuple[int, str, str]],
+    seed: int,
+    of_human: bool,
 ) -> tuple[Corpus, list[Unit]]:
-    """A pair of each supporter turn: the human reply, and another conversation's reply of similar length."""
+    """A pair of each supporter turn, of two other conversations' replies of the human one's length, or of that and another."""
     units = []
     for conversation in conversations:
         hung: list[Response] = []
         for turn in conversation.supporter_turns():
-            said, chosen = conversation.turns[:turn], conversation.turns[turn].text
+            said, human = conversation.turns[:turn], conversation.turns[turn].text
             context = Context(conversation=conversation.id, turn=turn, turns=said, instruction=conversation.instruction)
-            rejected = _rejected(context, chosen, pool, seed)
+            rejected, other = _others(context, human, pool, seed)
+            chosen = human if of_human else other
             hung += respond(PreferencePair(context=context, chosen=chosen, rejected=rejected), renderer)
         if max(len(response.ids) for response in hung) > renderer.max_tokens:
-            raise UserError("a rejected reply does not fit: a larger rendering.max_tokens with --override")
+            raise UserError("a reply does not fit: a larger rendering.max_tokens with --override")
         units.append((conversation.id, tuple(hung)))
     return _corpus(name, units)
 
 
-def _rejected(context: Context, chosen: str, pool: Sequence[tuple[int, str, str]], seed: int) -> str:
-    """A reply of another conversation, drawn by the context from those nearest to ``chosen`` in characters."""
-    others = [entry for entry in pool if entry[1] != context.conversation and entry[2] != chosen]
-    if not others:
-        raise UserError("data: pairs need replies of at least two conversations")
-    middle = bisect_left([length for length, _, _ in others], len(chosen))
+def _others(context: Context, human: str, pool: Sequence[tuple[int, str, str]], seed: int) -> list[str]:
+    """Two replies of other conversations, drawn by the context from those nearest to the ``human`` one in characters."""
+    others = [entry for entry in pool if entry[1] != context.conversation and entry[2] != human]
+    if len({text for _, _, text in others}) < 2:
+        raise UserError("data: pairs need two replies of other conversations")
+    middle = bisect_left([length for length, _, _ in others], len(human))
     first = max(0, min(middle - _NEIGHBOURS // 2, len(others) - _NEIGHBOURS))
     near = others[first : first + _NEIGHBOURS]
     draw = np.random.default_rng([seed, context.turn, int(content_hash(context.turns), 16)])
-    return near[int(draw.integers(len(near)))][2]
+    texts = sorted({text for _, _, text in near})
+    return [texts[index] for index in draw.permutation(len(texts))[:2]]
 
 
 def drawn(work: Training, count: int, backbone: Backbone) -> list[tuple[Corpus, list[Unit]]]:
     """Conversations of random token ids, ``work.length`` each, in place of data: to vary length and vocabulary at will.
 
-    Replies of 32 tokens stand at even distances, ``work.turns`` of them; a pair's rejected one is other ids.
+    Replies of 32 tokens stand at even distances, ``work.turns`` of them; both of a pair are other ids than the conversation's.
     """
     vocabulary = (work.shape or {}).get("vocab_size") or len(backbone.tokenizer())
     draw = np.random.default_rng([work.length or 0, vocabulary])
     sides = []
     for name, number in (("train", count), ("valid", work.held_out)):
-        ids = [draw.integers(16, vocabulary, size=(2, work.length or 0)).tolist() for _ in range(number)]
-        sides.append(_corpus(name, [(f"{name} {index}", _drawn_unit(work, two)) for index, two in enumerate(ids)]))
+        ids = [draw.integers(16, vocabulary, size=(3, work.length or 0)).tolist() for _ in range(number)]
+        sides.append(_corpus(name, [(f"{name} {index}", _drawn_unit(work, rows)) for index, rows in enumerate(ids)]))
     return sides
 
 
 def _drawn_unit(work: Training, ids: list[list[int]]) -> Unit:
-    trunk, other = (tuple(row) for row in ids)
+    trunk, *others = (tuple(row) for row in ids)
     turns = work.turns or max(1, len(trunk) // 128)
     ends = [len(trunk) * (number + 1) // turns for number in range(turns)]
     if min(ends) <= _REPLY:
@@ -178,6 +186,6 @@ def _drawn_unit(work: Training, ids: list[list[int]]) -> Unit:
     unit: list[Response] = []
     for turn, end in enumerate(ends):
         context = trunk[: end - _REPLY]
-        unit.append(Response(context, trunk[end - _REPLY : end], turn))
-        unit += [Response(context, other[end - _REPLY : end], turn)] if work.task == "dpo" else []
+        written = others if work.task == "dpo" else [trunk]
+        unit += [Response(context, ids[end - _REPLY : end], turn) for ids in written]
     return tuple(unit)

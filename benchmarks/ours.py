@@ -72,7 +72,7 @@ def train(work: Training) -> dict[str, Any]:
         if work.task == "dpo":
             started, checked = stamps.checked_from, meter.stamps[0]
             reference |= {"check_seconds": checked[0] - started[0], "check_tokens": checked[1] - started[1]}
-            reference |= _reference(scorer, material.corpus, meter, "second_")[1]  # at another learning rate
+            reference |= _reference(scorer, material.corpus, meter, "second_")[1]  # as a second run asks for it
         backbone.save(policy, Path(folder) / "adapter")
         after = _held_out(scorer, material, Path(folder) / "adapter")
     return {

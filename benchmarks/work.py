@@ -97,6 +97,8 @@ class Training(Work):
         turns: supporter turns of each conversation; None for the median of the data.
         held_out: conversations whose replies both sides score before and after.
         length: tokens of a drawn conversation, in place of data; see :func:`benchmarks.material.drawn`.
+        chosen: of a pair: ``other``, another conversation's reply, as the rejected one is (refined replies and drafts are in
+            no conversation), or ``human``, which a tree row has on its trunk already.
     """
 
     task: Literal["dpo", "sft"] = "dpo"
@@ -106,6 +108,7 @@ class Training(Work):
     turns: int | None = None
     held_out: int = 2
     length: int | None = None
+    chosen: Literal["other", "human"] = "other"
 
     def plain(self) -> dict[str, Any]:
         """The project's settings for this work, resolved."""

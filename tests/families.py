@@ -34,12 +34,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def small_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model with weights large enough that a wrong mask shows."""
+def small_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model with weights large enough that a wrong mask shows; ``changes`` are keys of its configuration."""
     from transformers import AutoConfig
 
     settings = dict(FAMILIES[family])
-    config = AutoConfig.for_model(settings.pop("model_type"), **SMALL, **settings)
+    config = AutoConfig.for_model(settings.pop("model_type"), **{**SMALL, **settings, **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     with torch.no_grad():

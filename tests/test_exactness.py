@@ -120,13 +120,19 @@ def test_a_conversation_that_is_cut_is_exact_too_and_so_are_contexts_that_are_cu
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_compiled_block_masks_give_the_log_probabilities_of_the_cpu(family: str) -> None:
+def test_compiled_block_masks_give_the_log_probabilities_and_gradients_of_the_cpu(family: str) -> None:
     rows = branched(responses_of("qwen", 3))
     (batch,) = pack(rows, tokens_per_batch=4000)
-    with torch.no_grad():
-        here = target_logprobs(small_model(family), batch)
-        there = target_logprobs(small_model(family).to("cuda"), batch.to("cuda"))
-    torch.testing.assert_close(there.cpu(), here, atol=1e-4, rtol=0)
+    found = []
+    for device in ("cpu", "cuda"):
+        model = small_model(family, head_dim=16).to(device)  # FlexAttention takes no narrower heads
+        logprobs = target_logprobs(model, batch.to(device))
+        (-logprobs.mean()).backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((logprobs.detach().cpu(), gradient.cpu()))
+    (here, by_hand), (there, compiled) = found
+    torch.testing.assert_close(there, here, atol=1e-4, rtol=0)
+    torch.testing.assert_close(compiled / by_hand.abs().max(), by_hand / by_hand.abs().max(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

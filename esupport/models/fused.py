@@ -19,7 +19,10 @@ class _Fused(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_others: Any) -> Tensor:
         """(..., width) of (..., input) and the frozen layer's (..., width), as :class:`peft.tuners.lora.LoraVariant` has it."""
-        low: Tensor = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
+        first = module.lora_A[active_adapter]
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(first.weight.dtype)
+        low: Tensor = first(module.lora_dropout[active_adapter](x))
         weight: Tensor = module.lora_B[active_adapter].weight
         scaling: float = module.scaling[active_adapter]
         if result.dtype != low.dtype:  # the frozen layer is coarser: the sum is taken in float32
@@ -51,3 +54,6 @@ def fuse(policy: PeftModel) -> None:
             for name in module.lora_A:
                 if name not in module.lora_variant and not module.lora_bias[name]:
                     module.lora_variant[name] = _Fused()
+            if all(isinstance(module.lora_variant.get(name), _Fused) for name in module.lora_A):
+                # PEFT would copy the input to float32, for autocast to copy it back
+                module.cast_input_dtype_enabled = False

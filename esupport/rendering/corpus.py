@@ -48,7 +48,7 @@ class Corpus:
         openings: opening supporter turns dropped because the template begins with the seeker.
         dropped: conversations of which nothing was left to learn.
         branches: replies scored on a branch because the template renders them differently later.
-        extra_trees: rows beyond one a conversation, for templates that rewrite their beginning.
+        extra_trees: rows beyond one a conversation, for contexts cut elsewhere and templates that rewrite their beginning.
         skipped: faults of conversations left out under ``on_error=skip``.
     """
 
@@ -84,7 +84,7 @@ class Corpus:
         """Which rows cannot take the fast path, and why: a sentence each; none where all do."""
         found = []
         if self.extra_trees:
-            told = "rows more than conversations: the chat template renders earlier turns anew."
+            told = "rows more than conversations: contexts begin elsewhere, or the chat template renders earlier turns anew."
             found.append(f"{self.name}: {self.extra_trees} {told}")
         long = int((self.lengths > tokens_per_batch).sum())
         if long:

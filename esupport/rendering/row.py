@@ -114,17 +114,18 @@ def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
 
 
 def tree(name: str, responses: Sequence[Response]) -> list[Row]:
-    """Rows for the responses of one conversation: one, unless some share no beginning with the last one.
+    """Rows for the responses of one conversation: one, unless some contexts begin otherwise than the last one.
 
-    The last response (context and completion) is the trunk; what shares nothing with it starts a tree of its own.
+    The last response (context and completion) is the trunk. What shares less than half its context with it (the instruction
+    alone, where the context is cut elsewhere) has a tree of its own: on a branch each response would read the rest anew.
     """
     rows: list[Row] = []
     left = list(responses)
     while left:
         trunk = left[-1].ids
-        here = [r for r in left if common_prefix(trunk, r.context) > 0]
-        rows.append(grow(name, trunk, here))
-        left = [r for r in left if common_prefix(trunk, r.context) == 0]
+        shared = [2 * common_prefix(trunk, r.context) >= len(r.context) for r in left]
+        rows.append(grow(name, trunk, [r for r, here in zip(left, shared, strict=True) if here]))
+        left = [r for r, here in zip(left, shared, strict=True) if not here]
     return rows
 
 
