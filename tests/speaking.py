@@ -14,7 +14,7 @@ from esupport.config.check import check_types
 from esupport.config.command_line import composed as compose
 from esupport.data.conversation import Conversation
 from esupport.generators.local import Transformers
-from esupport.generators.protocol import Request, Sampling, seed_of
+from esupport.generators.protocol import Request, Sampling, behind, seed_of
 from esupport.models.slot import Slot
 from esupport.rendering.template import Renderer
 from esupport.store import Store
@@ -65,7 +65,7 @@ class Local:
                 if token == self.renderer.end_of_turn:
                     break
                 ids.append(token)
-        return str(self.renderer.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)).strip()
+        return behind(asked.begun, str(self.renderer.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)))
 
 
 def sharpen(policy: Any) -> None:

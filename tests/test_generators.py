@@ -21,17 +21,19 @@ import torch
 from families import conversation, small_model, tokenizer_for
 from hydra.utils import instantiate
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from rich.console import Console
 from speaking import SAMPLING, Local
 from transformers import GenerationConfig
 
 from esupport.errors import UserError
 from esupport.generators.local import SeededSampling
-from esupport.generators.protocol import Generator, Reply, Request, seed_of
+from esupport.generators.protocol import Generator, Reply, Request, behind, seed_of
 from esupport.generators.scripted import Scripted
 from esupport.generators.server import OpenAIServer
+from esupport.generators.stored import ask
 from esupport.generators.vllm import VLLM
 from esupport.rendering.template import Renderer
-from esupport.store import key_of
+from esupport.store import Store, key_of
 
 Body = dict[str, Any]
 KEY = "sk-secret-0123456789"
@@ -279,6 +281,22 @@ def test_a_wrong_path_and_a_closed_port_are_the_addresss_fault(serving: Any, mon
     with pytest.raises(UserError, match="asks for a key, and there is none in \\$ESUPPORT_TEST_KEY"):
         closed.write([request()], None)
     assert server.keys == {"Bearer none"}
+
+
+def test_what_a_server_answered_before_it_failed_is_not_asked_again(serving: Any, tmp_path: Path) -> None:
+    def behave(number: int, body: Body) -> Any:
+        said = body["messages"][-1]["content"]
+        return refuse(400, "too long")(number, body) if said == "number 5" and len(server.bodies) < 20 else answer(said)
+
+    generator, server = serving(behave, concurrency=1, max_retries=0)
+    store, requests = Store(tmp_path), [request(str(i), f"number {i}") for i in range(8)]
+    with pytest.raises(UserError, match="answers 400: too long"):
+        ask(store, "judge", generator, requests, None, Console(quiet=True))
+    assert len(server.bodies) == 6
+    server.bodies += [{}] * 20  # it has recovered
+    _, replies = ask(store, "judge", generator, requests, None, Console(quiet=True))
+    assert [reply.text for reply in replies] == [f"number {i}" for i in range(8)]
+    assert [body["messages"][-1]["content"] for body in server.bodies[26:]] == ["number 5", "number 6", "number 7"]
 
 
 def test_requests_in_flight_are_bounded_and_answers_stand_in_their_order(serving: Any, caplog: Any) -> None:
@@ -540,6 +558,18 @@ def test_tokens_are_drawn_from_the_nucleus(local: Local, temperature: float, top
     square = sum((f - c) ** 2 / c for f, c in cells)
     free = len(cells) - 1
     assert square < free + 4 * (2 * free) ** 0.5
+
+
+@pytest.mark.parametrize(("begun", "text", "whole"), [
+    ("I hear", " you.\n", "I hear you."),
+    ("I hear", "d you.", "I heard you."),
+    ("I hear ", " you.", "I hear you."),
+    ("Supporter:", "\nI hear you.", "Supporter: I hear you."),
+    ("", " I hear you. ", "I hear you."),
+    ("I hear", " \n", "I hear"),
+])  # fmt: skip
+def test_a_beginning_and_what_was_written_behind_it_make_one_text(begun: str, text: str, whole: str) -> None:
+    assert begun + behind(begun, text) == whole
 
 
 def test_an_answer_begun_by_the_caller_goes_on(local: Local) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esupport.generators.decoding import decode
-from esupport.generators.protocol import Reply, Request, Sampling
+from esupport.generators.protocol import Reply, Request, Sampling, behind
 from esupport.models.slot import Slot
 from esupport.rendering.template import Renderer
 
@@ -79,7 +79,7 @@ class Transformers:
 
             families = [request.family for request in requests]
             written = decode(policy, prompts, families, sampling.max_new_tokens, SeededSampling(requests), done)
-        return [_reply(self.renderer, row, ends, sampling) for row in written]
+        return [_reply(self.renderer, row, ends, request) for row, request in zip(written, requests, strict=True)]
 
 
 def ends_of_turn(policy: PeftModel, renderer: Renderer) -> set[int]:
@@ -119,11 +119,12 @@ class SeededSampling:
         return where.gather(1, place.minimum(kept.sum(-1, keepdim=True) - 1))
 
 
-def _reply(renderer: Renderer, row: list[int], ends: set[int], sampling: Sampling) -> Reply:
+def _reply(renderer: Renderer, row: list[int], ends: set[int], request: Request) -> Reply:
     stop = next((i for i, token in enumerate(row) if token in ends), None)
     kept = row if stop is None else row[:stop]
-    text = str(renderer.tokenizer.decode(kept, skip_special_tokens=True)).lstrip()
-    if sampling.one_line:
-        first, line_break, _ = text.partition("\n")
-        return Reply(text=first.strip(), tokens=len(kept), finished=stop is not None or bool(line_break))
-    return Reply(text=text.strip(), tokens=len(kept), finished=stop is not None)
+    text, line_break = str(renderer.tokenizer.decode(kept, skip_special_tokens=True)), ""
+    if request.sampling.one_line:
+        body = text.lstrip()
+        first, line_break, _ = body.partition("\n")
+        text = text[: len(text) - len(body)] + first
+    return Reply(text=behind(request.begun, text), tokens=len(kept), finished=stop is not None or bool(line_break))

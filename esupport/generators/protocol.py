@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from esupport.data.conversation import Record
 from esupport.data.preference import Context
+from esupport.errors import UserError
 from esupport.rendering.template import Message, Renderer
 from esupport.store import key_of
 
@@ -66,7 +67,7 @@ def reply_request(context: Context, renderer: Renderer, sampling: Sampling, seed
 
 
 class Reply(Record):
-    """What was written: the text without ``begun``, its tokens, and whether it came to an end of its own.
+    """What was written: the text without ``begun`` (:func:`behind`), its tokens, and whether it came to an end of its own.
 
     A line break is an end where one line is asked for.
     """
@@ -74,6 +75,20 @@ class Reply(Record):
     text: str
     tokens: int
     finished: bool
+
+
+def behind(begun: str, text: str) -> str:
+    """``text`` without white space around it, save one blank that parts it from the word that it was ``begun`` with."""
+    body = text.strip()
+    return f" {body}" if body and text[0].isspace() and begun[-1:].strip() else body
+
+
+class BrokenOff(UserError):
+    """A batch that was not answered to its end; ``replies`` are those that came, by their place in it."""
+
+    def __init__(self, message: str, replies: Mapping[int, Reply]) -> None:
+        super().__init__(message)
+        self.replies = replies
 
 
 class Generator(Protocol):
@@ -101,7 +116,7 @@ class Generator(Protocol):
         """Replies to one planned batch. ``adapter`` is the folder of M_t's adapter; None is the model without one.
 
         Raises:
-            UserError: it cannot be reached, or does not answer.
+            UserError: it cannot be reached, or does not answer; :class:`BrokenOff` where it answered some.
         """
         ...
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import Reply, Request, in_pieces
+from esupport.generators.protocol import BrokenOff, Reply, Request, behind, in_pieces
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -87,13 +87,15 @@ class OpenAIServer:
                 f"generator: {self.name} is on a server, which does not have the adapter of M_t; use generator=transformers "
                 "or generator=vllm here"
             )
+        replies: dict[int, Reply] = {}
         try:
-            return asyncio.run(self._all(requests))
+            asyncio.run(self._all(requests, replies))
+            return [replies[number] for number in range(len(requests))]
         except* UserError as failures:
             failure = failures.exceptions[0]
-        raise failure from None
+        raise BrokenOff(str(failure), replies) from None
 
-    async def _all(self, requests: Sequence[Request]) -> list[Reply]:
+    async def _all(self, requests: Sequence[Request], replies: dict[int, Reply]) -> None:
         from openai import AsyncOpenAI
 
         gate = asyncio.Semaphore(self.concurrency)
@@ -104,13 +106,13 @@ class OpenAIServer:
             max_retries=self.max_retries,
         ) as client:
 
-            async def one(request: Request) -> Reply:
+            async def one(number: int, request: Request) -> None:
                 async with gate:
-                    return await self._ask(client, request)
+                    replies[number] = await self._ask(client, request)
 
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(request)) for request in requests]
-        return [task.result() for task in tasks]
+                for number, request in enumerate(requests):
+                    group.create_task(one(number, request))
 
     async def _ask(self, client: AsyncOpenAI, request: Request) -> Reply:
         from openai import APIError
@@ -153,12 +155,14 @@ class OpenAIServer:
 
     def _reply(self, request: Request, text: str, tokens: int | None, ended: bool) -> Reply:
         tokens = len(text.split()) if tokens is None else tokens
-        text = text.strip()
-        if self.prefill == "instruct" and text.startswith(request.begun.strip()):
-            text = text.removeprefix(request.begun.strip()).strip()
+        if self.prefill == "instruct":
+            said = text.strip()
+            text = said.removeprefix(request.begun.strip())
+            text = f" {said}" if text == said else text  # it went on without repeating the beginning
+        text = behind(request.begun, text)
         if request.sampling.one_line:
             text, line_break, _ = text.partition("\n")
-            text, ended = text.strip(), ended or bool(line_break)
+            text, ended = text.rstrip(), ended or bool(line_break)
         return Reply(text=text, tokens=tokens, finished=ended and bool(text))
 
     def _failure(self, error: APIError) -> UserError:

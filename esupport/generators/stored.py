@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from esupport.generators.protocol import Generator, Reply, Request
+from esupport.generators.protocol import BrokenOff, Generator, Reply, Request
 from esupport.models.weights import weights_digest
 from esupport.store import Stage, Store, key_of, read_lines, write_lines
 
@@ -52,9 +52,7 @@ def ask(
                 batch = [left[i] for i in part]
                 asked = [requests[i] for i in batch]
                 if apart:
-                    replies = generator.write(asked, adapter)
-                    for index, reply in zip(batch, replies, strict=True):
-                        _keep(apart[index], [reply])
+                    replies = _kept_apart(generator, asked, adapter, [apart[index] for index in batch])
                 else:
                     # named by content: what was written under another plan cannot be mistaken for it
                     kept = folder / f".batch-{key_of(asked)}.jsonl"
@@ -89,6 +87,19 @@ def _places(
         return {}
     folder = store.root / step / ".replies" / key_of(_inputs(generator, (), adapter))
     return {index: folder / f"{key_of(request)}.jsonl" for index, request in enumerate(requests)}
+
+
+def _kept_apart(generator: Generator, requests: Sequence[Request], adapter: Path | None, places: Sequence[Path]) -> list[Reply]:
+    """Replies to a batch, each kept in a place of its own; those that came are kept where it breaks off."""
+    try:
+        replies = generator.write(requests, adapter)
+    except BrokenOff as stopped:
+        for number, reply in stopped.replies.items():
+            _keep(places[number], [reply])
+        raise
+    for place, reply in zip(places, replies, strict=True):
+        _keep(place, [reply])
+    return replies
 
 
 def _keep(path: Path, replies: Sequence[Reply]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import Reply, Request, in_pieces
+from esupport.generators.protocol import Reply, Request, behind, in_pieces
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.rendering.template import Renderer
@@ -82,8 +82,8 @@ class VLLM:
         except (ValueError, RuntimeError) as error:  # a prompt that is too long, an adapter it does not take
             raise UserError(f"generator: vLLM: {first_line(error)}") from error
         return [
-            Reply(text=out.text.strip(), tokens=len(out.token_ids), finished=out.finish_reason == "stop")
-            for out in (answer.outputs[0] for answer in written)
+            Reply(text=behind(request.begun, out.text), tokens=len(out.token_ids), finished=out.finish_reason == "stop")
+            for request, out in zip(requests, (answer.outputs[0] for answer in written), strict=True)
         ]
 
     @cached_property

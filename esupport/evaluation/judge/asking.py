@@ -99,7 +99,7 @@ class Asker:
         values = asked.read(text)
         if values is not None:
             return Given("answered", values)
-        return Given("refused" if re.search(self.judge.refusal, text) else "unparsable", {})
+        return Given("refused" if re.search(self.judge.refusal, text.strip()) else "unparsable", {})
 
     def _ask(self, requests: Sequence[Request]) -> list[Reply]:
         return ask(self.store, _STAGE, self.judge.speaker, requests, None, self.console)[1] if requests else []
