@@ -10,7 +10,7 @@ help:
 	@echo "make test   run the tests        make check   lint, types and tests"
 
 demo: install
-	$(BIN)/python evolve.py name=demo data.limit=48 $(ARGS)
+	$(BIN)/python evolve.py experiment=demo name=demo $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks import agreement, options, plots
 from benchmarks.processes import Job, Result, alternate, tune
 from benchmarks.report import OURS, Report, Row, figure, ratio
-from benchmarks.work import BATCHES, Layout, Peer, Training
+from benchmarks.work import Layout, Peer, Training
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ def _peer(
     tried: list[dict[str, Any]] = []
     if given.tune:
         per_step = plain["batching"]["conversations_per_step"]
-        rows = per_step if side.layout == "conversation" else per_step * (given.turns or max(BATCHES))
+        rows = per_step if side.layout == "conversation" else per_step * (given.turns or max(work.batches))
         small = replace(work, steps=1, warmup=1, held_out=0)  # a whole step: what is fastest on little is not so on much
         candidates = [
             Job(target, small, Peer(side.layout, batch, padding_free, further=further))
-            for batch in BATCHES
+            for batch in work.batches
             for padding_free in ((False, True) if side.padding_free and batch > 1 else (False,))
             if rows % batch == 0
         ]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.work import BATCHES, Training
+from benchmarks.work import Training
 from esupport.data.conversation import Conversation, content_hash
 from esupport.data.preference import Context, PreferencePair
 from esupport.data.source import Source
@@ -66,7 +66,7 @@ def prepare(plain: dict[str, Any], work: Training, backbone: Backbone) -> Materi
     with TemporaryDirectory() as folder:
         splits = source.read("data", Store(Path(folder)))
         train, valid = (_whole(side, renderer) for side in (splits.train, splits.valid))
-    turns = work.turns or _median(train, max(BATCHES) // gcd(per_step, max(BATCHES)))  # batches must fill a step
+    turns = work.turns or _median(train, max(work.batches) // gcd(per_step, max(work.batches)))  # batches must fill a step
     learnt = _chosen(train, count, turns)
     held_out = _chosen(valid, work.held_out, min(turns, _median(valid, 1))) if work.held_out else []
     if work.task == "sft":

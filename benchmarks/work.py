@@ -14,7 +14,7 @@ from esupport.config import command_line
 from esupport.config.check import check_types
 
 Layout = Literal["pair", "turn", "conversation"]
-BATCHES = (1, 2, 4)  # rows in a forward of the peer's among which it is tuned
+_BATCHES = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8, 16)}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Work:
     bf16: bool = False
     checkpointing: bool = False
     shape: dict[str, Any] | None = None
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Rows in a forward of the peer's among which it is tuned."""
+        return _BATCHES[self.device]
 
     def _settings(self) -> list[str]:
         """Overrides that every benchmark has."""
