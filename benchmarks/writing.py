@@ -35,7 +35,7 @@ def ours(work: Writing) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         adapter = Path(folder) / "adapter"
         backbone.save(slot.load(None), adapter)
-        return _timed(asked, meter, lambda requests: [reply.text for reply in write_all(generator, requests, adapter)])
+        return _timed(asked, meter, lambda requests: [reply.text.strip() for reply in write_all(generator, requests, adapter)])
 
 
 def peer(work: Writing, settings: Peer) -> dict[str, Any]:

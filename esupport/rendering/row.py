@@ -117,7 +117,7 @@ def tree(name: str, responses: Sequence[Response]) -> list[Row]:
     """Rows for the responses of one conversation: one, unless some contexts begin otherwise than the last one.
 
     The last response (context and completion) is the trunk. What shares less than half its context with it (the instruction
-    alone, where the context is cut elsewhere) has a tree of its own: on a branch each response would read the rest anew.
+    alone, where the context is cut elsewhere) has a tree of its own: on branches both of a pair would read the rest anew.
     """
     rows: list[Row] = []
     left = list(responses)
