@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     made = options.parser("memory", _ABOUT, repeats=1)
     options.add_device(made)
     made.add_argument("--checkpointing", action="store_true", help="recompute whole layers in the backward pass, on both sides")
+    made.add_argument("--tasks", nargs="+", choices=_LAYOUTS, default=[*_LAYOUTS], help="what is trained")
     made.add_argument("--lengths", type=_numbers, default="512,1024,2048", help="tokens of the conversation")
     made.add_argument("--vocabularies", type=_numbers, default="4096,16384,65536", help="tokens of the model's vocabulary")
     made.add_argument("--width", type=options.positive, default=256, help="of the model")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     # lengths at the middle vocabulary, vocabularies at the middle length
     length, vocabulary = (sizes[len(sizes) // 2] for sizes in (given.lengths, given.vocabularies))
     places = dict.fromkeys([(size, vocabulary) for size in given.lengths] + [(length, size) for size in given.vocabularies])
-    points = [Point(task, *place) for task in _LAYOUTS for place in places]
+    points = [Point(task, *place) for task in given.tasks for place in places]
     runs: dict[str, list[Result]] = {OURS: [], PEER: []}
     rows: dict[tuple[Point, Layout], Row] = {}
     progress = Console(stderr=True)
@@ -108,7 +109,7 @@ def _row(point: Point, layout: Layout, ours: list[Result], theirs: list[Result])
 
 def _draw(rows: dict[tuple[Point, Layout], Row], length: int, vocabulary: int, out: Path) -> None:
     panels = []
-    for task in _LAYOUTS:
+    for task in dict.fromkeys(point.task for point, _ in rows):
         for across, other, held in (("length", "vocabulary", vocabulary), ("vocabulary", "length", length)):
             sides: dict[str, dict[int, Figure]] = {}
             for (point, layout), row in rows.items():

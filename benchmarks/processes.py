@@ -62,7 +62,7 @@ def run(job: Job) -> Result:
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "benchmarks.worker", str(asked), str(answered)],
             cwd=ROOT,
-            env={**os.environ, **_ENVIRONMENT, **LARGE_PAGES},  # this project's commands have it; a peer may have it too
+            env={**LARGE_PAGES, **os.environ, **_ENVIRONMENT},  # this project's commands have them; a peer may have them too
             capture_output=True,
             text=True,
         )

@@ -131,10 +131,10 @@ def test_the_time_of_a_whole_run_is_told_apart(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_memory_is_measured_over_the_grid(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    grid = ["--lengths", "128", "--vocabularies", "4096", "--width", "64", "--layers", "1", "--turns", "2"]
+    grid = ["--tasks", "dpo", "--lengths", "128", "--vocabularies", "4096", "--width", "64", "--layers", "1", "--turns", "2"]
     status, last, printed = command("memory", tmp_path, *grid)
     assert status == 0, printed
-    assert {*last["ratios"]} == {"dpo_pair_128_4096", "sft_turn_128_4096", "sft_conversation_128_4096"}
+    assert {*last["ratios"]} == {"dpo_pair_128_4096"}
     left(tmp_path, "memory")
 
 
@@ -168,6 +168,16 @@ def test_pairs_are_the_same_each_time_and_reject_other_replies(pairs: Material) 
             assert chosen.context == rejected.context
             assert chosen.completion != rejected.completion
             assert 0.3 < len(rejected.completion) / len(chosen.completion) < 3
+
+
+def test_neither_reply_is_on_the_trunk_unless_it_is_asked_for(pairs: Material) -> None:
+    human = material("dpo", chosen="human")
+    for row in (row for unit in pairs.corpus.units for row in unit):
+        assert row.branches == row.responses - 1, "the last response is the trunk's end"
+    for row in (row for unit in human.corpus.units for row in unit):
+        assert row.branches == row.responses // 2
+    own = {response.completion for unit in human.units for response in unit[::2]}
+    assert not own & {response.completion for unit in pairs.units for response in unit}
 
 
 def test_rows_of_the_peer_learn_the_targets_of_the_tree_rows() -> None:

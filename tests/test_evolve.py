@@ -19,6 +19,7 @@ from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
 from esupport.evolution.contexts import Choice, choose
 from esupport.evolution.exam import Drift, Exam, _length_ratio
+from esupport.models.weights import weights_digest
 from esupport.reflection.parsing import parse_reply
 from esupport.store import Store, key_of, read_lines
 from esupport.training.environment import make
@@ -104,9 +105,10 @@ def test_lineage_leads_from_the_last_adapter_back_to_each_pair_and_file(evolve: 
         found.add(entry["gives"])
         waiting += entry["made_from"]
     rounds = [f"round-{n}/{step}" for n in (1, 2) for step in ("draft", "reflect", "refine", "pairs", "reference")]
-    assert {"M2", "M1", "M0", "data", *rounds} <= found
-    name, digest = by_gives["data"]["inputs"]["parts"]["train"]
-    assert digest == hashlib.sha256((ROOT / "esupport/data/shipped" / Path(name).name).read_bytes()).hexdigest()
+    assert {"M2", "M1", "M0", "data", "replay", *rounds} <= found
+    for gives, shipped in (("data", ROOT / "esupport/data/shipped"), ("replay", ROOT / "esupport/data/shipped/replay")):
+        name, digest = by_gives[gives]["inputs"]["parts"]["train"]
+        assert digest == hashlib.sha256((shipped / Path(name).name).read_bytes()).hexdigest()
     assert str(tmp_path) not in (tmp_path / "run/lineage.json").read_text()
 
 
@@ -155,8 +157,6 @@ def test_a_directory_of_other_settings_is_refused(evolve: Evolve) -> None:
 def test_start_and_reference_are_what_they_are_called(
     evolve: Evolve, tmp_path: Path, overrides: list[str], start: str, reference: str | None
 ) -> None:
-    from esupport.models.weights import weights_digest
-
     evolve(*overrides)
     run = tmp_path / "run"
     digests = {"M0": weights_digest(run / "sft/adapter"), "M1": weights_digest(run / "round-1/adapter"), None: None}
@@ -227,13 +227,40 @@ def test_a_refused_refinement_is_written_anew_and_kept_beside_its_pair(evolve: E
     assert figures["refine"]["retried"] == figures["refused"]["leaked_analysis"]
 
 
-def test_a_round_without_pairs_ends_a_run_that_has_systems(evolve: Evolve, tmp_path: Path) -> None:
+def test_a_round_without_pairs_ends_a_run_that_has_systems(
+    evolve: Evolve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     falling_silent = [*TEACHER, "teacher.answer={_target_:answers.falling_silent,_partial_:true}"]
     systems = evolve(*falling_silent, "contexts.over_rounds=same")
     assert [system["system"] for system in systems] == ["M0", "M1"]
-    assert (tmp_path / "run/report.html").is_file()
+    page = (tmp_path / "run/report.html").read_text()
+    assert "the round was not finished" not in page or "round-2/curve.jsonl" in page
     assert not pairs_of(tmp_path / "run", 2)
     assert pairs_of(tmp_path / "run", 2, "dropped")
+    figures = json.loads((tmp_path / "run/round-2/metrics.json").read_text())
+    assert figures["kept"] == 0
+    assert sum(figures["filters"].values()) >= figures["dropped"] > 0, "why"
+    assert f"Round 2: {figures['contexts']} contexts, 0 kept" in " ".join(capsys.readouterr().out.split())
+
+
+def test_seconds_of_a_training_are_its_own(evolve: Evolve, tmp_path: Path) -> None:
+    evolve("evolution.rounds=1")
+    training = json.loads((tmp_path / "run/round-1/metrics.json").read_text())["training"]
+    (stage,) = (entry for entry in entries(tmp_path / "run") if entry["gives"] == "M1")
+    kept = json.loads((tmp_path / "store" / stage["folder"] / "metrics.json").read_text())
+    assert training["seconds"] == kept["train/seconds"] != kept.get("seconds")
+
+
+def test_conversations_of_one_id_are_refused(evolve: Evolve, tmp_path: Path) -> None:
+    def talk(number: int, id_: str) -> str:
+        said = [(role, f"{role} {number} says thing {turn}") for turn in range(4) for role in ("seeker", "supporter")]
+        return json.dumps({"id": id_, "turns": [{"role": role, "text": text} for role, text in said]})
+
+    for side in ("train", "valid", "test"):
+        ids = ["one", "two", "one"] if side == "train" else [side]
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(talk(hash((side, n)) % 9999, id_) for n, id_ in enumerate(ids)))
+    with pytest.raises(UserError, match="two conversations on the training side have the id one"):
+        evolve("data=native", f"data.path={tmp_path}", "contexts.over_rounds=same")
 
 
 def test_phase_1_measures_the_held_out_side_where_there_is_something_to_choose(evolve: Evolve, tmp_path: Path) -> None:
@@ -274,7 +301,7 @@ def test_an_adapter_given_by_path_takes_the_place_of_phase_1(evolve: Evolve, tmp
     first = {entry["gives"]: entry for entry in entries(tmp_path / "from")}["M1"]
     whole = load_file(tmp_path / "from/sft/adapter/adapter_model.safetensors")
     assert all((whole[k] == v).all() for k, v in load_file(adapter / "adapter_model.safetensors").items())
-    assert first["inputs"]["start"]
+    assert first["inputs"]["start"] == weights_digest(adapter)
 
 
 def test_pairs_of_a_run_train_by_themselves(evolve: Evolve, train: Train, tmp_path: Path) -> None:

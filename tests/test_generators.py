@@ -199,6 +199,12 @@ def test_a_server_that_ignores_the_stop_is_cut_at_the_line_break(serving: Any) -
     assert generator.write([request(one_line=True)], None) == [Reply(text="Tired.", tokens=4, finished=True)]
 
 
+def test_a_reply_that_was_begun_may_start_with_a_line_break(serving: Any) -> None:
+    generator, server = serving(lambda number, body: answer("\nTired.\nAnd more", "length"), prefill="continue")
+    assert generator.write([request(one_line=True, begun="Supporter:")], None)[0].text == " Tired."
+    assert "stop" not in server.bodies[0], "it would end the reply before its first word"
+
+
 def test_a_busy_server_is_asked_again_when_it_says(serving: Any) -> None:
     def behave(number: int, body: Body) -> Any:
         busy = {"error": {"message": "slow down"}}
@@ -436,6 +442,7 @@ def test_vllm_is_given_ids_seeds_and_the_adapter_by_content(tmp_path: Path, monk
     params = {"max_tokens": 16, "temperature": 0.7, "top_p": 0.9, "stop_token_ids": [2]}
     assert first == ([7, 2], {**params, "seed": asked[0].seed, "stop": None}, None)
     assert second == ([7, 2], {**params, "seed": asked[1].seed, "stop": ["\n"]}, None)
+    assert eval(generator.write([request("z", one_line=True, begun="She is")], None)[0].text)[1]["stop"] is None
     loras = [eval(generator.write(asked[:1], adapter)[0].text)[2] for adapter in adapters]
     assert loras[0][:2] == loras[1][:2] != loras[2][:2]
     assert all(0 < number < 2**31 for _, number, _ in loras)

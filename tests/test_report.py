@@ -175,7 +175,13 @@ def make_run(folder: Path) -> Path:
         write_lines(place / "pairs.jsonl", [one.model_dump(mode="json") for one in kept(number)])
         write_lines(place / "dropped.jsonl", [dropped_pair(i, number).model_dump(mode="json") for i in range(17)])
         curve = [
-            {"step": i, "loss": 0.693 * 0.97**i, "margin": 0.05 * i, "accuracy": min(1, 0.5 + 0.03 * i) if i else None}
+            {
+                "step": i,
+                "preference_loss": 0.693 * 0.97**i,
+                "chosen_nll": 3.1 - 0.01 * i,
+                "margin": 0.05 * i,
+                "accuracy": min(1, 0.5 + 0.03 * i) if i else None,
+            }
             | {"chosen_logratio": 0.12 * i - 0.004 * i * i, "rejected_logratio": -0.33 * i, "kl": 0.002 * i}
             for i in range(16 * number)
         ]

@@ -28,6 +28,7 @@ from esupport.data.readers import native, preference
 from esupport.data.source import Source
 from esupport.errors import DataFault
 from esupport.objectives import reference
+from esupport.objectives.logprobs import target_logprobs
 from esupport.objectives.reference import score
 from esupport.rendering import datamodule
 from esupport.rendering import pairs as rendering_pairs
@@ -347,6 +348,13 @@ def test_every_reply_is_held_out_once_whatever_the_windows_and_ranks(
                 for token, response in zip(batch.targets.tolist(), batch.response.tolist(), strict=True):
                     got.setdefault(batch.names[response], []).append(token)
             assert sorted((name, tuple(ids)) for name, ids in got.items()) == want
+
+
+def test_a_rank_with_nothing_to_learn_reads_one_token() -> None:
+    long = max((row for unit in planted().units for row in unit), key=len)
+    (batch,) = datamodule.Steps([[long]], 1, rank=1, world_size=2)[(0,)]
+    assert (len(batch.ids), len(batch.targets)) == (1, 0)
+    assert target_logprobs(small_model("llama"), batch).shape == (0,)
 
 
 def test_scores_are_the_same_a_window_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,16 +184,16 @@ def test_training_goes_on_from_an_adapter_and_the_base_is_still_the_base(train: 
 def test_gradient_checkpointing_recomputes_and_changes_nothing(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers.models.llama.modeling_llama import LlamaMLP
+    from transformers.models.llama.modeling_llama import LlamaAttention
 
     calls: list[bool] = []
-    forward = LlamaMLP.forward
+    forward = LlamaAttention.forward
 
-    def counted(self: LlamaMLP, *args: Any, **kwargs: Any) -> Any:
+    def counted(self: LlamaAttention, *args: Any, **kwargs: Any) -> Any:
         calls.append(self.training)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    monkeypatch.setattr(LlamaAttention, "forward", counted)
     counts = []
     for folder, extra in (("off", []), ("on", ["model.gradient_checkpointing=full"])):
         calls.clear()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from esupport.reflection.wording import ngrams
+from esupport.reflection.wording import UNSPACED, ngrams
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words and punctuation marks."""
+    """Lower-cased words and punctuation marks; in scripts that put no spaces between words, each letter is one."""
     return _WORD.findall(text.lower())
 
 

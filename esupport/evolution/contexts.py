@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -71,6 +72,9 @@ def choose(
                 else "over_rounds: there are fewer conversations than rounds; use same"
             )
             raise UserError(f"contexts.{why} (round {number + 1})")
+        twice = [key for key, count in Counter(context.key for context in contexts).items() if count > 1]
+        if twice:  # drafts, reflections and pairs are told apart by it
+            raise UserError(f"data: two conversations on the training side have the id {twice[0].rpartition('/')[0]}")
         chosen.append(contexts[: choice.per_round])
     return chosen, human
 

@@ -35,7 +35,7 @@ class Drift:
         repetition: mean share of repeated word trigrams in a reply.
         kl: nats a token of own replies, to M_0.
         unfinished: share of replies that reach the longest length.
-        stop: end the run at the first warning; what was made is kept.
+        stop: start no round after a warning of a round; what was made is kept.
     """
 
     length_ratio: float | None

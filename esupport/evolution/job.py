@@ -68,8 +68,9 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         if node:
             make(node, f"filters.{name}")  # a setting that cannot be is told before anything runs
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-    if prepared.learnt is not None:
-        ledger.add(prepared.learnt.stage, 0, "data")
+    for gives, side in (("data", prepared.learnt), ("replay", prepared.replayed)):
+        if side is not None:
+            ledger.add(side.stage, 0, gives)
     trains = plain["evolution"]["rounds"] > 0 or not backbone.adapter
     write_learnt_from(folder, prepared.learnt if trains else None, backbone.adapter)
     loggers = make_loggers(plain, lambda: _one_wandb_run(folder))
@@ -82,7 +83,7 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         ledger.given("M0", first)
     else:
         console.rule("Phase 1: supervised fine-tuning, to M0")
-        trained = ledger.add(learner.phase_1(), 0, "M0", ledger.keys("data"))
+        trained = ledger.add(learner.phase_1(), 0, "M0", ledger.keys("data", "replay"))
         if trained.reused:
             console.print("M0 was there already.")
         first = trained.folder / "adapter"

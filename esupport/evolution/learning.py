@@ -25,6 +25,7 @@ from esupport.store import Stage, Store, write_json, write_lines
 from esupport.training.environment import Costs, make, make_trainer
 from esupport.training.fit import fit
 from esupport.training.prepare import Prepared
+from esupport.training.resume import sound
 
 # keys of the trainer that change nothing of what is learnt
 _COSMETIC = {"accelerator", "devices", "strategy", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
@@ -119,13 +120,16 @@ class Learner:
         trainer = {k: v for k, v in self.plain["trainer"].items() if k not in _COSMETIC}
         objective = {k: v for k, v in objective.items() if k != "monitor"}
         rows = {name: corpus.rows.digest for name, corpus in corpora.items() if corpus.units}
+        batching = dict(self.plain["batching"])
+        if not self.plain["model"]["lora"]["dropout"]:  # what is dropped is drawn over a whole batch
+            del batching["tokens_per_batch"]
         others = {n: node for n, node in self._callbacks().items() if n not in _SHOWING and "monitor" not in node}
         return {
             **({"other_callbacks": _nowhere(others)} if others else {}),
             "objective": objective,
             "rows": rows,
             "trainer": {**trainer, "max_epochs": epochs},
-            "conversations_per_step": self.plain["batching"]["conversations_per_step"],
+            **batching,
             "seed": self.plain["seed"],
             **self.slot.backbone.identity(),
         }
@@ -166,4 +170,4 @@ def _nowhere(callbacks: dict[str, Any]) -> dict[str, Any]:
 
 def _checkpoint(folder: Path) -> str | None:
     last = folder / ".checkpoints" / "last.ckpt"
-    return str(last) if last.exists() else None
+    return str(last) if sound(last) else None

@@ -11,12 +11,14 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.console import Console
 
-from esupport.data.preference import read_pairs
+from esupport.data.preference import PreferencePair, read_pairs
 from esupport.evolution.exam import Exam
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.report import write_report
 from esupport.evolution.tables import pair_rows, show_round, show_systems
 from esupport.store import write_json, write_lines
+
+_AXIS = "rounds/round"
 
 
 @dataclass
@@ -37,18 +39,18 @@ class Output:
     ledger: Ledger
     samples: int
 
-    def __post_init__(self) -> None:
-        for logger in self._wandb():
-            logger.experiment.define_metric("rounds/*", step_metric="rounds/round")
-
     def adapter(self, source: Path, target: str) -> None:
         """Copy an adapter's folder into the run's directory."""
         _copy(source, self.folder / target)
 
-    def pairs(self, number: int, made: Path) -> None:
+    def pairs(self, number: int, made: Path, figures: dict[str, Any]) -> None:
         """The pairs of a round, before anything is learnt from them: where none is left, a reader finds the reasons."""
+        folder = self.folder / f"round-{number}"
         for name in ("pairs.jsonl", "dropped.jsonl"):
-            _copy(made / name, self.folder / f"round-{number}" / name)
+            _copy(made / name, folder / name)
+        whole = {"round": number, **figures}
+        write_json(folder / "metrics.json", whole)
+        show_round(self.console, *self._pairs(folder), whole, self.samples)
 
     def round(self, number: int, trained: Path, figures: dict[str, Any], settings: dict[str, Any]) -> None:
         """Files, table and curves of a round that has been trained."""
@@ -56,7 +58,8 @@ class Output:
         _copy(trained / "adapter", folder / "adapter")
         _copy(trained / "curve.jsonl", folder / "curve.jsonl")
         measured = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
-        training = {name.removeprefix("train/"): value for name, value in measured.items()}
+        # seconds of the whole training, loading among them; the ledger has the stage's
+        training = {name.removeprefix("train/"): value for name, value in measured.items() if name != "seconds"}
         whole = {
             "round": number,
             **figures,
@@ -65,8 +68,7 @@ class Output:
             "seconds": self.ledger.seconds(number),
         }
         write_json(folder / "metrics.json", whole)
-        kept, dropped = (read_pairs(folder / f"{name}.jsonl") for name in ("pairs", "dropped"))
-        show_round(self.console, kept, dropped, whole, self.samples)
+        kept, dropped = self._pairs(folder)
         columns, rows = pair_rows([*kept, *dropped])
         for logger in self._wandb():
             logger._prefix = ""  # a training's prefix is over
@@ -102,13 +104,21 @@ class Output:
         show_systems(self.console, systems)
         self.console.print(f"Report: {write_report(self.folder)}", markup=False, highlight=False, soft_wrap=True)
 
+    def _pairs(self, folder: Path) -> tuple[list[PreferencePair], list[PreferencePair]]:
+        return read_pairs(folder / "pairs.jsonl"), read_pairs(folder / "dropped.jsonl")
+
     def _wandb(self) -> list[Any]:
         return [logger for logger in self.loggers if isinstance(logger, pl.loggers.WandbLogger)]
 
     def _log(self, number: int, figures: dict[str, float]) -> None:
+        named = {**{f"rounds/{name}": value for name, value in figures.items()}, _AXIS: number}
+        for logger in self._wandb():
+            for name in named:
+                # by its whole name: a pattern would stand beside the one of Lightning's logger, and either may be taken
+                logger.experiment.define_metric(name, step_metric=None if name == _AXIS else _AXIS)
         for logger in self.loggers:
             logger._prefix = ""
-            logger.log_metrics({**{f"rounds/{name}": value for name, value in figures.items()}, "rounds/round": number})
+            logger.log_metrics(named)
             logger.save()
 
 

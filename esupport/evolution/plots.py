@@ -17,7 +17,7 @@ Lines = Mapping[str, Sequence[float]]  # a line's name and its heights; not a nu
 _LOOKS: tuple[dict[str, Any], ...] = ({"color": FIRST}, {"color": SECOND, "linestyle": (0, (4, 2))})
 # title, columns of curve.jsonl by name, a height to compare with
 _CURVES: tuple[tuple[str, dict[str, str], float | None], ...] = (
-    ("Loss", {"loss": "loss"}, None),
+    ("Loss", {"preference": "preference_loss", "NLL of the chosen": "chosen_nll"}, None),
     ("Margin", {"margin": "margin"}, 0),
     ("Accuracy", {"accuracy": "accuracy"}, 0.5),
     ("Log-ratio to the reference", {"chosen": "chosen_logratio", "rejected": "rejected_logratio"}, 0),

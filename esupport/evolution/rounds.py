@@ -23,6 +23,7 @@ from esupport.reflection.filters import Filter
 from esupport.reflection.method import Method
 from esupport.reflection.pairing import filter_counts, fits, judging, pair_up, sift
 from esupport.reflection.steps import Outcome, refine, reflect
+from esupport.reflection.wording import words
 from esupport.rendering.template import Renderer
 from esupport.store import Stage, Store, key_of, write_lines
 from esupport.training.environment import make
@@ -90,7 +91,7 @@ class Evolution:
             self.console.rule(f"Round {number} of {self.settings.rounds}: M{number - 1} to M{number}")
             made, figures = self._pairs(number, adapters[-1])
             rounds.append(made)
-            self.output.pairs(number, made.folder)
+            self.output.pairs(number, made.folder, figures)
             start = adapters[-1] if self.settings.start == "previous" else first
             reference = {"round_start": start, "sft": first, "base": None}[self.settings.reference]
             learnt = rounds if self.settings.pairs == "cumulative" else [made]
@@ -162,7 +163,7 @@ class Evolution:
         both = [*kept, *dropped]
         asked = self.method.asked
         known = {axis: [pair.reflection[axis].known for pair in both if axis in pair.reflection] for axis in asked}
-        ratios = [len(pair.chosen.split()) / max(1, len(pair.rejected.split())) for pair in kept]
+        ratios = [len(words(pair.chosen)) / max(1, len(words(pair.rejected))) for pair in kept]
         return {
             "contexts": contexts,
             "kept": len(kept),

@@ -83,6 +83,14 @@ def behind(begun: str, text: str) -> str:
     return f" {body}" if body and text[0].isspace() and begun[-1:].strip() else body
 
 
+def line_of(request: Request, text: str, ended: bool) -> tuple[str, bool]:
+    """``text`` as far as the request asks for it, and whether it ended: one line is over at its line break."""
+    if not request.sampling.one_line:
+        return text, ended
+    line, line_break, _ = text.partition("\n")
+    return line.rstrip(), ended or bool(line_break)
+
+
 class BrokenOff(UserError):
     """A batch that was not answered to its end; ``replies`` are those that came, by their place in it."""
 

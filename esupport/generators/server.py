@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import BrokenOff, Reply, Request, behind, in_pieces
+from esupport.generators.protocol import BrokenOff, Reply, Request, behind, in_pieces, line_of
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -147,9 +147,10 @@ class OpenAIServer:
             "top_p": sampling.top_p,
             "seed": request.seed % _SEEDS,
         }
-        if sampling.one_line:
+        continued = bool(request.begun) and self.prefill == "continue"
+        if sampling.one_line and not continued:  # behind its beginning, a reply may start with a line break
             fields["stop"] = ["\n"]
-        if request.begun and self.prefill == "continue":
+        if continued:
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
         return {name: value for name, value in {**fields, **self.extra}.items() if value is not None}
 
@@ -160,9 +161,7 @@ class OpenAIServer:
             text = said.removeprefix(request.begun.strip())
             text = f" {said}" if text == said else text  # it went on without repeating the beginning
         text = behind(request.begun, text)
-        if request.sampling.one_line:
-            text, line_break, _ = text.partition("\n")
-            text, ended = text.rstrip(), ended or bool(line_break)
+        text, ended = line_of(request, text, ended)
         return Reply(text=text, tokens=tokens, finished=ended and bool(text))
 
     def _failure(self, error: APIError) -> UserError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import Reply, Request, behind, in_pieces
+from esupport.generators.protocol import Reply, Request, behind, in_pieces, line_of
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.rendering.template import Renderer
@@ -81,10 +81,11 @@ class VLLM:
             written = self._engine.generate(prompts, sampling, lora_request=_lora(adapter), use_tqdm=False)
         except (ValueError, RuntimeError) as error:  # a prompt that is too long, an adapter it does not take
             raise UserError(f"generator: vLLM: {first_line(error)}") from error
-        return [
-            Reply(text=behind(request.begun, out.text), tokens=len(out.token_ids), finished=out.finish_reason == "stop")
-            for request, out in zip(requests, (answer.outputs[0] for answer in written), strict=True)
-        ]
+        return [self._reply(request, answer.outputs[0]) for request, answer in zip(requests, written, strict=True)]
+
+    def _reply(self, request: Request, out: Any) -> Reply:
+        text, ended = line_of(request, behind(request.begun, out.text), out.finish_reason == "stop")
+        return Reply(text=text, tokens=len(out.token_ids), finished=ended)
 
     @cached_property
     def _engine(self) -> Any:
@@ -110,7 +111,8 @@ class VLLM:
             temperature=asked.temperature,
             top_p=asked.top_p,
             seed=request.seed,
-            stop=["\n"] if asked.one_line else None,
+            # behind its beginning, a reply may start with a line break
+            stop=["\n"] if asked.one_line and not request.begun else None,
             stop_token_ids=[self.renderer.end_of_turn],  # the model's own ends come from its generation_config.json
         )
 

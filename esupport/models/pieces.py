@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class Pieces:
         kind = (how.window, query.dtype)
         if kind not in self.masks:
             seen = [piece.mask(self.batch.branch, self.batch.positions, how.window) for piece in self.batch.pieces]
-            self.masks[kind] = [None if mask is None else _additive(mask, query.dtype) for mask in seen]
+            sharing = query.shape[1] // key.shape[1]
+            self.masks[kind] = [None if mask is None else _additive(mask, query.dtype).repeat(sharing, 1) for mask in seen]
         apply = cast("Callable[..., Tensor]", _InPieces.apply)
         return apply(query, key, value, self.batch.pieces, self.masks[kind], how.scaling)
 
@@ -40,19 +41,20 @@ class _InPieces(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: tuple[Piece, ...], masks: list[Tensor | None], scale: float
     ) -> Tensor:
-        heads = query.shape[1]
+        heads, key_heads = query.shape[1], key.shape[1]
         out = query.new_empty(query.transpose(1, 2).shape)
         sums = []
         for piece, mask in zip(pieces, masks, strict=True):
+            shared = _Shared(heads, key_heads, mask)
             attended, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, piece.first : piece.end],
-                *_spread(piece, heads, key, value),
+                shared.queries(query[:, :, piece.first : piece.end]),
+                *shared.keys(piece.keys(key), piece.keys(value)),
                 0.0,
                 mask is None,
                 attn_mask=mask,
                 scale=scale,
             )
-            out[:, piece.first : piece.end] = attended.transpose(1, 2)
+            out[:, piece.first : piece.end] = shared.heads(attended).transpose(1, 2)
             sums.append(logsumexp)
         ctx.save_for_backward(query, key, value, out, *sums)
         ctx.pieces, ctx.masks, ctx.scale = pieces, masks, scale
@@ -62,32 +64,55 @@ class _InPieces(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *sums = ctx.saved_tensors
         grad = grads[0].transpose(1, 2)
-        heads, key_heads = query.shape[1], key.shape[1]
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for piece, mask, logsumexp in zip(ctx.pieces, ctx.masks, sums, strict=True):
             own = slice(piece.first, piece.end)
+            shared = _Shared(query.shape[1], key.shape[1], mask)
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[:, :, own],
-                query[:, :, own],
-                *_spread(piece, heads, key, value),
-                out.transpose(1, 2)[:, :, own],
+                shared.queries(grad[:, :, own]),
+                shared.queries(query[:, :, own]),
+                *shared.keys(piece.keys(key), piece.keys(value)),
+                shared.queries(out.transpose(1, 2)[:, :, own]),
                 logsumexp,
                 0.0,
                 mask is None,
                 attn_mask=mask,
                 scale=ctx.scale,
             )
-            to_query[:, :, own] = parts[0]
-            for whole, part in ((to_key, parts[1]), (to_value, parts[2])):
-                gathered = part.unflatten(1, (key_heads, heads // key_heads)).sum(2)
-                whole[:, :, piece.trunk : piece.trunk + piece.point] += gathered[:, :, : piece.point]
-                whole[:, :, own] += gathered[:, :, piece.point :]
+            to_query[:, :, own] = shared.heads(parts[0])
+            for whole, part in zip((to_key, to_value), shared.gathered(*parts[1:]), strict=True):
+                whole[:, :, piece.trunk : piece.trunk + piece.point] += part[:, :, : piece.point]
+                whole[:, :, own] += part[:, :, piece.point :]
         return to_query, to_key, to_value, None, None, None
 
 
-def _spread(piece: Piece, heads: int, *values: Tensor) -> list[Tensor]:
-    """Keys or values of a piece, repeated for the query heads that share them."""
-    return [piece.keys(value).repeat_interleave(heads // value.shape[1], dim=1) for value in values]
+class _Shared(NamedTuple):
+    """How query heads share key heads in a kernel that has equally many of both.
+
+    Under a mask the queries that share keys stand one behind the other, so that keys are neither repeated nor their gradients
+    summed; by order alone the kernel leaves out what is later, which it could not then.
+    """
+
+    query_heads: int
+    key_heads: int
+    mask: Tensor | None
+
+    def queries(self, values: Tensor) -> Tensor:
+        """(1, query heads, n, d) as the kernel takes them."""
+        return values if self.mask is None else values.unflatten(1, (self.key_heads, -1)).flatten(2, 3)
+
+    def heads(self, values: Tensor) -> Tensor:
+        """What :meth:`queries` was given, of its result."""
+        return values if self.mask is None else values.unflatten(2, (self.query_heads // self.key_heads, -1)).flatten(1, 2)
+
+    def keys(self, *values: Tensor) -> list[Tensor]:
+        """Each (1, key heads, n, d) as the kernel takes it."""
+        times = self.query_heads // self.key_heads if self.mask is None else 1
+        return [value.repeat_interleave(times, dim=1) for value in values] if times > 1 else [*values]
+
+    def gathered(self, *grads: Tensor) -> list[Tensor]:
+        """The gradients of what :meth:`keys` was given, of those of its result."""
+        return [grad.unflatten(1, (self.key_heads, -1)).sum(2) for grad in grads] if self.mask is None else [*grads]
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

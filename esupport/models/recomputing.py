@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Checkpointing = Literal["none", "selective", "full"]
 
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+_PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm")
 _ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",

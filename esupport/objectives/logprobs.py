@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from esupport.models.forward import hidden_states, logits_of
+from esupport.models.forward import base_of, hidden_states, logits_of
 from esupport.rendering.packing import Batch
 
 if TYPE_CHECKING:
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 # each at 50 thousand tokens of vocabulary in float32
 CHUNK = 128
 
+_Logprobs = Callable[[Tensor, Tensor], Tensor]
+
 
 def target_logprobs(policy: PeftModel | PreTrainedModel, batch: Batch) -> Tensor:
     """Log p(target | all it may see) for every target of ``batch``.
 
-    The language-model head runs on the hidden states that predict a target and on no other, a chunk at a time; a chunk's
-    logits are computed again for its gradient, so memory does not grow with vocabulary times length.
+    The language-model head runs on the hidden states that predict a target and on no other, a chunk at a time, and a chunk's
+    logits are not kept: memory does not grow with vocabulary times length. A head that is trained computes them again for
+    its gradient.
 
     Args:
         policy: a causal language model, with or without an adapter.
@@ -39,5 +44,28 @@ def target_logprobs(policy: PeftModel | PreTrainedModel, batch: Batch) -> Tensor
     def logprobs(states: Tensor, targets: Tensor) -> Tensor:
         return -functional.cross_entropy(logits_of(policy, states), targets, reduction="none")
 
+    head = base_of(policy).get_output_embeddings()
+    trained = any(weight.requires_grad for weight in head.parameters())
+    of_chunk: Callable[..., Tensor] = partial(checkpoint, use_reentrant=False) if trained else _UnderFrozenHead.apply
     chunks = zip(hidden.split(CHUNK), batch.targets.split(CHUNK), strict=True)
-    return torch.cat([checkpoint(logprobs, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([of_chunk(logprobs, *chunk) for chunk in chunks])
+
+
+class _UnderFrozenHead(torch.autograd.Function):
+    """A chunk's log-probabilities, and at once their gradients: each is that of one target, which its own state decides."""
+
+    @staticmethod
+    def forward(ctx: Any, logprobs: _Logprobs, states: Tensor, targets: Tensor) -> Tensor:
+        if not ctx.needs_input_grad[1]:
+            return logprobs(states, targets)
+        with torch.enable_grad():
+            leaf = states.detach().requires_grad_()
+            found = logprobs(leaf, targets)
+            found.sum().backward()
+        ctx.save_for_backward(leaf.grad)
+        return found.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (of_states,) = ctx.saved_tensors
+        return None, (grads[0][:, None] * of_states).to(of_states.dtype), None

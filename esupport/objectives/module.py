@@ -77,6 +77,10 @@ class Objective(pl.LightningModule, ABC):
             batch: the batch they belong to.
         """
 
+    def on_fit_start(self) -> None:
+        """Without what the trainer's ``deterministic`` brings along: filling all memory before it is written, for nothing."""
+        cast("Any", torch.utils).deterministic.fill_uninitialized_memory = False
+
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule over the trainable parameters, stepped once an optimizer step."""
         optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])

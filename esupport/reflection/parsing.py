@@ -12,8 +12,9 @@ from esupport.data.preference import UNKNOWN, Context, Finding
 _NOT_KNOWN = {"unknown", "an unknown", "not known", "not said", "not mentioned", "not stated", "not clear", "not specified"}
 _NOT_KNOWN |= {"unclear", "none", "n/a"}
 _LABEL = re.compile(
-    r"""^\W{0,3}(?:here(?:'s|\s+is)\b[^:\n]{0,60}|(?:the\s+|my\s+)?(?:refined|revised|rewritten|improved|better|new|final)\s+"""
-    r"""(?:reply|response|answer|message|version)[^:\n]{0,30}|supporter|assistant|reply|response|answer)\s*\W{0,2}:\W{0,3}\s*""",
+    r"""^[*_#\s]{0,4}(?:here(?:'s|\s+is)\b[^:\n]{0,60}\b(?:reply|response|answer|message|version)\b[^:\n]{0,30}|"""
+    r"""(?:the\s+|my\s+)?(?:refined|revised|rewritten|improved|better|new|final)\s+"""
+    r"""(?:reply|response|answer|message|version)[^:\n]{0,30}|supporter|assistant|reply|response|answer)[*_\s]{0,3}:[*_\s]{0,4}""",
     re.IGNORECASE,
 )
 _COMMON = {"that", "this", "with", "have", "they", "their", "them", "been", "from", "what", "when", "were", "would", "your"}
@@ -54,7 +55,12 @@ def parse_reply(answer: str) -> str:
     """A refined reply without fence, label and quotation marks around the whole; empty where nothing is left."""
     text = without_thoughts(answer).strip()
     fenced = _FENCE.match(text)
-    text = _LABEL.sub("", fenced[1] if fenced else text).strip()
+    # the marks stand around the reply, or around its label too
+    return _unquoted(_LABEL.sub("", _unquoted(fenced[1] if fenced else text)))
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
     for opening, closing in _QUOTES:
         inside = text[1:-1]
         if len(text) > 1 and text[0] == opening and text[-1] == closing and opening not in inside and closing not in inside:

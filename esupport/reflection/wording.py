@@ -18,9 +18,8 @@ Patterns = tuple[re.Pattern[str], ...]
 _APOSTROPHES = re.compile("['`\u2018\u2019\u02bc]")
 _ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u061f\u0964\n]+")
 # scripts without spaces between words: Thai and Lao, Burmese, Khmer, Japanese, Chinese
-_UNSPACED = re.compile(
-    r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
-)
+UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = re.compile(f"([{UNSPACED}])")
 _COMPARED = 400  # the work of a comparison grows with the square of this, and no reply is so long
 
 

@@ -134,9 +134,10 @@ class StepLoader(DataLoader[list[Batch]]):
 
 
 def _nothing_to_learn(row: Row) -> Row:
-    """A row without targets, for a rank that a short last step leaves empty: it must still join the exchange."""
+    """A token without targets, for a rank that a short last step leaves empty: it must still join the exchange."""
+    first = {name: getattr(row, name)[:1] for name in ("ids", "positions", "branch", "sees")}
     empty = {name: getattr(row, name)[:0] for name in ("targets", "parents", "response", "reference")}
-    return replace(row, responses=0, **empty)
+    return replace(row, responses=0, branches=0, **first, **empty)
 
 
 class RowDataModule(pl.LightningDataModule):

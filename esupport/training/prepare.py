@@ -28,6 +28,7 @@ class Prepared:
         faults: of records that were skipped.
         duplicates: copies of conversations that were left out.
         learnt: the conversations that are learnt from; None where given pairs are.
+        replayed: the instruction examples that are learnt from beside them, if any are.
     """
 
     renderer: Renderer
@@ -35,6 +36,7 @@ class Prepared:
     faults: list[DataFault]
     duplicates: int
     learnt: Side[Conversation] | None
+    replayed: Side[Conversation] | None
 
     def datamodule(self, plain: dict[str, Any]) -> RowDataModule:
         """The loaders of this data under the run's settings."""
@@ -74,13 +76,15 @@ def prepare(plain: dict[str, Any], backbone: Backbone) -> Prepared:
     for side in ("train", "valid"):
         if not corpora[side].units:
             raise UserError(f"rendering.max_tokens: no reply of the side {side} fits, or none could be used")
+    replayed = None
     if plain["replay"]["ratio"]:
         replay: Source = make(plain["replay"]["source"], "replay.source")
         # examples without a system message of their own have none, not the task instruction
-        replayed = replay.read("replay.source", store, instruction="")
-        for name, examples in (("replay", replayed.train), ("replay_valid", replayed.valid)):
+        examples_of = replay.read("replay.source", store, instruction="")
+        for name, examples in (("replay", examples_of.train), ("replay_valid", examples_of.valid)):
             if name == "replay_valid" or not source.pairs:
                 corpora[name] = render_all(name, examples, renderer, replay.on_error, store)
-        faults += replayed.skipped
+        faults += examples_of.skipped
+        replayed = None if source.pairs else examples_of.train
     faults += [fault for corpus in corpora.values() for fault in corpus.skipped]
-    return Prepared(renderer, corpora, faults, splits.duplicates, None if source.pairs else splits.train)
+    return Prepared(renderer, corpora, faults, splits.duplicates, None if source.pairs else splits.train, replayed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def earlier_run(plain: dict[str, Any], folder: Path) -> tuple[str | None, dict[s
     if plain["resume"] != "auto":
         return (str(Path(plain["resume"]).expanduser()) if plain["resume"] else None), None
     last, figures = folder / "checkpoints" / "last.ckpt", folder / "metrics.json"
-    if not (folder / "config.yaml").exists() or not (last.exists() or figures.exists()):
+    if not (folder / "config.yaml").exists() or not (sound(last) or figures.exists()):
         return None, None
     changed = _changed(plain, folder)
     if changed:
         raise UserError(f"name: {folder} holds a run with another {changed}; choose another name, or resume=null to start anew")
     ended = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else None
-    return (str(last) if last.exists() else None), ended
+    return (str(last) if sound(last) else None), ended
 
 
 def refuse_other_settings(plain: dict[str, Any], folder: Path) -> None:
@@ -52,6 +53,11 @@ def refuse_other_settings(plain: dict[str, Any], folder: Path) -> None:
             f"name: {folder} holds a run with another {changed}; choose another name (what both have in common is found in "
             "the store) or remove the folder"
         )
+
+
+def sound(checkpoint: Path) -> bool:
+    """Whether a checkpoint is there and whole: where the temporary folder is another disk, a kill leaves half of one."""
+    return zipfile.is_zipfile(checkpoint)
 
 
 def clear(folder: Path, checkpoints: bool) -> None:
@@ -66,12 +72,16 @@ def clear(folder: Path, checkpoints: bool) -> None:
 def _changed(plain: dict[str, Any], folder: Path) -> str | None:
     """The first key in which the run that ``folder`` holds is another one; None where it is not, or there is none."""
     written = folder / "config.yaml"
-    return _first_difference(OmegaConf.to_container(OmegaConf.load(written), resolve=True), plain) if written.exists() else None
+    if not written.exists():
+        return None
+    # with dropout, what is dropped is drawn over a whole batch
+    free = _FREE - {"batching.tokens_per_batch"} if plain["model"]["lora"]["dropout"] else _FREE
+    return _first_difference(OmegaConf.to_container(OmegaConf.load(written), resolve=True), plain, free)
 
 
-def _first_difference(then: Any, now: Any, key: str = "") -> str | None:
+def _first_difference(then: Any, now: Any, free: set[str], key: str = "") -> str | None:
     if isinstance(then, dict) and isinstance(now, dict):
         names = {name: f"{key}.{name}".lstrip(".") for name in {**then, **now}}
-        found = (_first_difference(then.get(n), now.get(n), full) for n, full in names.items() if full not in _FREE)
+        found = (_first_difference(then.get(n), now.get(n), free, full) for n, full in names.items() if full not in free)
         return next((difference for difference in found if difference), None)
     return None if then == now else key
