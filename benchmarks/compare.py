@@ -76,14 +76,15 @@ def _peer(
 ) -> tuple[Job, dict[str, Any]]:
     """The peer's job under its best settings, or under those that were asked for, and what the report says of them."""
     target, further = "benchmarks.peers:train", options.further(given.peer)
-    chosen = Job(target, work, Peer(side.layout, given.peer_batch, further=further))
+    asked = Peer(side.layout, given.peer_batch, targets_only=given.peer_targets_only, further=further)
+    chosen = Job(target, work, asked)
     tried: list[dict[str, Any]] = []
     if given.tune:
         per_step = plain["batching"]["conversations_per_step"]
         rows = per_step if side.layout == "conversation" else per_step * (given.turns or max(work.batches))
         small = replace(work, steps=1, warmup=1, held_out=0)  # a whole step: what is fastest on little is not so on much
         candidates = [
-            Job(target, small, Peer(side.layout, batch, padding_free, further=further))
+            Job(target, small, replace(asked, batch=batch, padding_free=padding_free))
             for batch in work.batches
             for padding_free in ((False, True) if side.padding_free and batch > 1 else (False,))
             if rows % batch == 0

@@ -12,7 +12,8 @@ from benchmarks.report import OURS, Report, Row, figure
 PEER = "TRL"
 _ABOUT = """Pairs a second of DPO: this project and TRL's DPOTrainer in turn, on the same pairs. A pair is a human reply and
 another conversation's reply of similar length, after the same context; several turns of each conversation have one. TRL's
-reference is computed beforehand, its fused head is always on, and it runs at the fastest of 1, 2 and 4 pairs in a batch."""
+reference is computed beforehand, its fused head is always on (on a CPU it scores every position, targets or not), and it runs
+at the fastest of 1, 2 and 4 pairs in a batch."""
 _NOTE = """The reference is counted on both sides or on neither. With it, this project's check that policy and reference start
 equal is counted too, since it is one more pass. Ratios are esupport over TRL; of tokens, TRL over esupport."""
 

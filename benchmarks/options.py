@@ -77,6 +77,11 @@ def add_training(made: argparse.ArgumentParser) -> None:
         "--tune", action=SWITCH, default=True, help="first try the peer's settings, on less, and take the fastest"
     )
     made.add_argument("--peer-batch", type=positive, default=1, metavar="N", help="the peer's rows in a forward with --no-tune")
+    made.add_argument(
+        "--peer-targets-only",
+        action="store_true",
+        help="have the peer's head score targets alone on a CPU, as it does on a GPU; it has no such setting",
+    )
     made.add_argument("--peer", action="append", default=[], metavar="KEY=VALUE", help="a key of the peer's configuration")
 
 

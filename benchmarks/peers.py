@@ -16,6 +16,7 @@ from datasets import Dataset
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 from transformers import TrainerCallback
+from trl.trainer import utils
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
@@ -102,6 +103,8 @@ def train(work: Training, peer: Peer) -> dict[str, Any]:
     warm_up(base, meter)
     steps = [[row for number in step for row in rows(material.units[number], peer.layout)] for step in material.steps]
     stamps = Watched.stamps = Stamps(meter)
+    if peer.targets_only:
+        utils._use_triton = lambda device: True  # asked where the head is, for this alone
     with tempfile.TemporaryDirectory() as folder:
         kinds: dict[str, tuple[Any, Any]] = {"dpo": (Preference, DPOConfig), "sft": (Supervised, SFTConfig)}
         kind, config = kinds[work.task]

@@ -26,6 +26,8 @@ class Peer:
         batch: its rows in one forward; for generation, its requests in one batch.
         padding_free: its rows behind each other in place of padding.
         merged: for generation, the adapter added into the weights before it writes.
+        targets_only: its fused head scores targets alone on a CPU too, where it scores every position: a setting that TRL
+            does not have, to tell what of a ratio is owed to that.
         further: more keys of its configuration.
     """
 
@@ -33,6 +35,7 @@ class Peer:
     batch: int = 1
     padding_free: bool = False
     merged: bool = False
+    targets_only: bool = False
     further: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -41,6 +44,7 @@ class Peer:
         said = [f"batch {self.batch}"]
         said += ["padding-free"] if self.padding_free else []
         said += ["adapter merged"] if self.merged else []
+        said += ["head on targets only"] if self.targets_only else []
         return ", ".join(said + [f"{key}={value}" for key, value in self.further.items()])
 
 

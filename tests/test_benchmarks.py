@@ -62,14 +62,14 @@ def left(out: Path, name: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_dpo_learns_what_trl_learns(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    status, last, printed = command("dpo", tmp_path, *SMALL, "--no-tune", "--peer-batch", "2")
+    status, last, printed = command("dpo", tmp_path, *SMALL, "--no-tune", "--peer-batch", "2", "--peer-targets-only")
     assert status == 0, printed
     assert last["agree"] is True
     assert last["ratio"] == last["ratios"]["pairs_per_second"]
     assert {"pairs_per_second_with_reference", "peak_memory", "tokens_forwarded"} <= {*last["ratios"]}
     assert last["ratios"]["tokens_forwarded"] > 2
     record = left(tmp_path, "dpo")
-    assert record["peers"]["TRL"]["setting"] == "batch 2"
+    assert record["peers"]["TRL"]["setting"] == "batch 2, head on targets only"
     ours, theirs = (record["runs"][side][0] for side in ("esupport", "TRL"))
     assert ours["learnt"] == theirs["learnt"]
     assert [step["completions"] for step in ours["learnt"]] == [8, 8]
@@ -176,8 +176,10 @@ def test_neither_reply_is_on_the_trunk_unless_it_is_asked_for(pairs: Material) -
         assert row.branches == row.responses - 1, "the last response is the trunk's end"
     for row in (row for unit in human.corpus.units for row in unit):
         assert row.branches == row.responses // 2
-    own = {response.completion for unit in human.units for response in unit[::2]}
-    assert not own & {response.completion for unit in pairs.units for response in unit}
+    for own, others in zip(human.units, pairs.units, strict=True):
+        for said, other in zip(own[::2], others[::2], strict=True):
+            assert said.context == other.context
+            assert said.completion != other.completion
 
 
 def test_rows_of_the_peer_learn_the_targets_of_the_tree_rows() -> None:
