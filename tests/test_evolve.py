@@ -252,13 +252,13 @@ def test_seconds_of_a_training_are_its_own(evolve: Evolve, tmp_path: Path) -> No
 
 
 def test_conversations_of_one_id_are_refused(evolve: Evolve, tmp_path: Path) -> None:
-    def talk(number: int, id_: str) -> str:
-        said = [(role, f"{role} {number} says thing {turn}") for turn in range(4) for role in ("seeker", "supporter")]
+    def talk(name: str, id_: str) -> str:
+        said = [(role, f"{role} {name} says thing {turn}") for turn in range(4) for role in ("seeker", "supporter")]
         return json.dumps({"id": id_, "turns": [{"role": role, "text": text} for role, text in said]})
 
     for side in ("train", "valid", "test"):
         ids = ["one", "two", "one"] if side == "train" else [side]
-        (tmp_path / f"{side}.jsonl").write_text("\n".join(talk(hash((side, n)) % 9999, id_) for n, id_ in enumerate(ids)))
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(talk(f"{side}{n}", id_) for n, id_ in enumerate(ids)))
     with pytest.raises(UserError, match="two conversations on the training side have the id one"):
         evolve("data=native", f"data.path={tmp_path}", "contexts.over_rounds=same")
 
