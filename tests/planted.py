@@ -255,7 +255,7 @@ def measured(run: Path) -> dict[str, Rates]:
         valid = right = 0
         for line in lines:
             written = parts(line["replies"][system])
-            seeker = " ".join(said for said in line["context"].split("\n") if said.startswith("Seeker:"))
+            seeker = " ".join(turn["text"] for turn in line["context"] if turn["role"] == "seeker")
             valid += written is not None
             right += written is not None and written[2] == kind_of(seeker)
         rates[system] = Rates(valid / len(lines), right / len(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from esupport.data.files import read_file
 from esupport.data.preference import Context, PreferencePair
 from esupport.data.readers.native import parse
 from esupport.models.forward import base_of
-from esupport.objectives.logprobs import CHUNK, target_logprobs
+from esupport.objectives.logprobs import CHUNK, shares, target_logprobs
 from esupport.rendering.conversations import rendered
 from esupport.rendering.corpus import Corpus, hold
 from esupport.rendering.packing import pack
@@ -71,10 +72,12 @@ def counting(model: Any) -> Iterator[dict[str, int]]:
         hook.remove()
 
 
+@pytest.mark.parametrize("budget", [2048, 600])
 @pytest.mark.parametrize(("kind", "lead"), [("conversations", 3.5), ("human pairs", 4.7), ("pairs", 4.2)])
 def test_training_reads_so_many_times_fewer_tokens_than_a_row_for_each_response(
     kind: str,
     lead: float,
+    budget: int,
     talks: list[Conversation],
     local: Local,
 ) -> None:
@@ -88,12 +91,16 @@ def test_training_reads_so_many_times_fewer_tokens_than_a_row_for_each_response(
     naive = sum(row.naive_tokens for row in rows)
     policy = local.slot.load(None)
     with counting(policy) as counts:
-        for batch in pack(rows, 2048):
-            target_logprobs(policy, batch).sum().backward()
+        batches = pack(rows, budget)
+        for share in chain.from_iterable(shares(policy, batch, lambda logprobs, _: logprobs.sum()) for batch in batches):
+            share.backward()
+    assert any(batch.parts for batch in batches) == (budget < 2048 and kind != "conversations"), "a trunk is never cut"
     assert counts["decoder"] == sum(map(len, rows)), "nothing is padded, and nothing is read twice"
     assert naive / counts["decoder"] > lead
     assert counts["head"] == corpus.targets, "once, and its gradient with it"
-    assert counts["forwards"] <= 1.25 * counts["decoder"] / 2048 + 1, "batches are full"
+    assert counts["forwards"] == sum(len(batch.parts) or 1 for batch in batches)
+    if budget == 2048:
+        assert counts["forwards"] <= 1.25 * counts["decoder"] / budget + 1, "batches are full"
 
 
 def test_no_more_than_a_chunk_of_logits_is_in_memory(talks: list[Conversation], local: Local) -> None:

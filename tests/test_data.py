@@ -147,6 +147,12 @@ def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path, st
     named.write_text(json.dumps({**PESC, '1"8': PESC["17"]}, indent=2))
     assert [raw.key for raw in read_file(named)] == ["17", '1"8']
     assert source(named, pesc.parse).read("data", store).train[0].source == "pesc"
+    twice = tmp_path / "t.json"
+    twice.write_text('{"a": [1], "a": {"b": 2},\n "c": "]}"}')
+    assert [*read_file(twice)] == [("t.json:1", "a", [1]), ("t.json:1", "a", {"b": 2}), ("t.json:2", "c", "]}")], "none is lost"
+    for nothing in ("[]", " { } "):
+        twice.write_text(nothing)
+        assert not [*read_file(twice)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unittest.mock
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from transformers import PreTrainedModel
 
 from esupport.errors import UserError
 from esupport.models.attention import Blocks, Matrix
-from esupport.models.forward import _bucketed, through, verify_tree_row
-from esupport.objectives.logprobs import target_logprobs
+from esupport.models.forward import _BUCKETS, verify_tree_row
+from esupport.models.recomputing import Checkpointing, recompute
+from esupport.objectives.logprobs import shares, target_logprobs
 from esupport.objectives.reference import score
 from esupport.rendering.mask import pieces
 from esupport.rendering.packing import Batch, pack
@@ -54,22 +56,22 @@ def branched(all_responses: list[list[Response]]) -> list[Row]:
     return rows
 
 
-@pytest.mark.parametrize("structure", ["pieces", "matrix", "blocks"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_log_probabilities_equal_one_forward_per_response(
-    family: str, structure: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    if structure == "matrix":
-        monkeypatch.setattr("esupport.models.forward.structure", Matrix)
-    if structure == "blocks":  # uncompiled, for want of a GPU; with the tokens that fill its buckets
+@pytest.fixture(params=["pieces", "matrix", "blocks"])
+def structure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each way to attend to tree rows, on the CPU: FlexAttention uncompiled, with the tokens that fill its buckets."""
+    if request.param != "pieces":
+        kind = Matrix if request.param == "matrix" else Blocks
+        monkeypatch.setattr("esupport.models.forward.structure", kind)
+    if request.param == "blocks":
+        monkeypatch.setitem(_BUCKETS, "cpu", _BUCKETS["cuda"])
         torch.compiler.set_stance("force_eager")
-        request.addfinalizer(lambda: torch.compiler.set_stance("default"))
-        monkeypatch.setattr("esupport.models.forward.structure", lambda batch: Blocks(_bucketed(batch)))
-        real = through
-        monkeypatch.setattr(
-            "esupport.models.forward.through",
-            lambda policy, ids, positions, tree: real(policy, tree.batch.ids[None], tree.batch.positions[None], tree),
-        )
+    yield
+    torch.compiler.set_stance("default")
+
+
+@pytest.mark.usefixtures("structure")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_equal_one_forward_per_response(family: str) -> None:
     model = small_model(family)
     responses = responses_of("qwen", 3)
     rows = branched(responses)
@@ -119,17 +121,23 @@ def test_a_conversation_that_is_cut_is_exact_too_and_so_are_contexts_that_are_cu
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("budget", [4000, 1])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_compiled_block_masks_give_the_log_probabilities_and_gradients_of_the_cpu(family: str) -> None:
-    rows = branched(responses_of("qwen", 3))
-    (batch,) = pack(rows, tokens_per_batch=4000)
+def test_compiled_block_masks_give_the_log_probabilities_and_gradients_of_the_cpu(family: str, budget: int) -> None:
     found = []
     for device in ("cpu", "cuda"):
         model = small_model(family, head_dim=16).to(device)  # FlexAttention takes no narrower heads
-        logprobs = target_logprobs(model, batch.to(device))
-        (-logprobs.mean()).backward()
+        logprobs: list[torch.Tensor] = []
+
+        def loss(of_part: torch.Tensor, _: Batch, found: list[torch.Tensor] = logprobs) -> torch.Tensor:
+            found.append(of_part.detach().cpu())
+            return -of_part.sum() / 1000
+
+        for batch in pack(branched(responses_of("qwen", 3)), budget):
+            for share in shares(model, batch.to(device), loss):
+                share.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        found.append((logprobs.detach().cpu(), gradient.cpu()))
+        found.append((torch.cat(logprobs), gradient.cpu()))
     (here, by_hand), (there, compiled) = found
     torch.testing.assert_close(there, here, atol=1e-4, rtol=0)
     torch.testing.assert_close(compiled / by_hand.abs().max(), by_hand / by_hand.abs().max(), atol=1e-4, rtol=0)
@@ -184,8 +192,9 @@ def test_a_row_longer_than_a_batch_is_split_between_its_branches_and_nothing_cha
         parts = [part for row in rows for part in split(row, budget)]
         assert len(parts) > len(rows)
         for part in parts:
-            contexts = {int(part.positions[part.targets[part.response == r]][0]) for r in range(part.responses)}
-            assert len(part) <= budget or len(contexts) == 1 or not part.branches, "only one context is longer"
+            points = set(part.sees[part.branch > 0].tolist())
+            assert points, "what lies on the trunk goes along"
+            assert len(part) <= budget or len(points) == 1, "only one context is longer"
             assert part.naive_tokens > 0
         assert sum(part.responses for part in parts) == sum(row.responses for row in rows)
         assert sum(part.naive_tokens for part in parts) == sum(row.naive_tokens for row in rows)
@@ -193,6 +202,79 @@ def test_a_row_longer_than_a_batch_is_split_between_its_branches_and_nothing_cha
             np.testing.assert_allclose(got, want, atol=1e-4)
     trunk_alone = tree("talk", responses_of("qwen", 1)[0])[0]
     assert len(split(trunk_alone, 1)) == 1, "a trunk is never cut"
+
+
+@pytest.mark.usefixtures("structure")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_behind_one_trunk_give_the_log_probabilities_of_the_whole(family: str) -> None:
+    (row,) = branched(responses_of("qwen", 1))
+    model = small_model(family)
+    with torch.no_grad():
+        (whole,) = pack([row], 100_000)
+        for budget in (1, row.trunk + 30):
+            (batch,) = pack([row], budget)
+            assert len(batch.parts) > 3
+            torch.testing.assert_close(target_logprobs(model, batch), target_logprobs(model, whole), atol=1e-4, rtol=0)
+
+
+def gradient(model: Any, row: Row, budget: int) -> torch.Tensor:
+    """Of a sum of log-probabilities in which each token has a weight of its own."""
+
+    def weighed(logprobs: torch.Tensor, part: Batch) -> torch.Tensor:
+        return (logprobs * (1 + part.targets % 7)).sum()
+
+    model.zero_grad()
+    (batch,) = pack([row], budget)
+    given = 0
+    for share in shares(model, batch, weighed):
+        share.backward()
+        given += 1
+    assert given == (len(batch.parts) or 1)
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_parts_read_their_trunk_once_and_give_the_gradients_of_the_whole(family: str, checkpointing: Checkpointing) -> None:
+    (row,) = branched(responses_of("qwen", 1))
+    model: Any = small_model(family).train()
+    recompute(model, checkpointing, rank=4)
+    read: list[int] = []  # tokens of each forward
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    whole = gradient(model, row, 100_000)
+    assert read == [len(row)]
+    for budget in (1, row.trunk + 30):
+        read.clear()
+        found = gradient(model, row, budget)
+        assert read[0] == row.trunk
+        assert sum(read) == len(row), "each token once"
+        assert max(read[1:]) <= 30, "and no more of them beside the trunk than there is room for"
+        torch.testing.assert_close(found / whole.abs().max(), whole / whole.abs().max(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj"], ["lm_head"]])
+def test_every_weight_of_an_adapter_gets_its_gradient_from_parts_wherever_it_is(targets: list[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    (row,) = branched(responses_of("qwen", 1))
+    torch.manual_seed(0)
+    policy: Any = get_peft_model(small_model("llama"), LoraConfig(target_modules=targets, init_lora_weights=False))
+    whole, in_parts = gradient(policy, row, 100_000), gradient(policy, row, 1)
+    torch.testing.assert_close(in_parts / whole.abs().max(), whole / whole.abs().max(), atol=1e-5, rtol=0)
+    *_, trunk_alone = shares(policy, pack([row], 1)[0], lambda logprobs, _: logprobs.sum())
+    policy.zero_grad()
+    trunk_alone.backward()
+    assert all(p.grad is not None for p in policy.parameters() if p.requires_grad), (
+        "ranks wait for each with the last of a step"
+    )
+
+
+def test_the_gradient_of_a_batch_in_parts_is_not_lost_in_silence() -> None:
+    (batch,) = pack([branched(responses_of("qwen", 1))[0]], 1)
+    with pytest.raises(ValueError, match="goes through its shares"):
+        target_logprobs(small_model("llama"), batch)
 
 
 def test_every_target_of_every_row_is_packed_once() -> None:

@@ -71,7 +71,8 @@ def test_a_tree_row_is_shorter_than_a_row_for_each_reply() -> None:
 
 @pytest.mark.parametrize(("template", "capacity", "told"), [
     ("qwen", 4096, []),
-    ("qwen", 40, ["2 of 2 rows are longer than batching.tokens_per_batch=40"]),
+    ("qwen", 40, ["2 of 2 trunks are longer than batching.tokens_per_batch=40"]),
+    ("thinking", 40, ["2 of 2 rows are longer than", "2 of 2 trunks are longer than"]),
     ("counting", 4096, ["6 rows more than conversations"]),
 ])  # fmt: skip
 def test_no_slow_path_is_silent(template: str, capacity: int, told: list[str]) -> None:

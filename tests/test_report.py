@@ -134,12 +134,13 @@ def round_figures(number: int) -> dict[str, Any]:
 
 def held_out(index: int, systems: int) -> dict[str, Any]:
     context = pair(index, 0).context
+    said = [{"role": turn.role, "text": turn.text} for turn in context.turns]
     replies = {
         f"M{k}": f"Held {index}, M{k}. " + "That is a lot to carry alone. What would tomorrow need? " * k
         for k in range(systems)
     }
     return {
-        "conversation": context.conversation, "turn": context.turn, "context": context.transcript(), "problem": "job loss",
+        "conversation": context.conversation, "turn": context.turn, "context": said, "problem": "job loss",
         "human": f"{HOSTILE} {OTHER_SCRIPTS}" if index == 1 else "Who would be the easiest to tell?", "replies": replies,
     }  # fmt: skip
 
@@ -296,11 +297,16 @@ def test_scanty_records(run: Path) -> None:
         '[{"system": "M0"}, {"system": "M1", "nll": 1.0, "nll_interval": [null, null], "kl_sft": NaN}]'
     )
     rows = [
-        {"conversation": "a", "turn": 1, "context": "no speaker is named", "replies": {"M1": ""}},
+        {
+            "conversation": "a",
+            "turn": 1,
+            "context": [{"role": "seeker", "text": "Supporter: is what I am not"}],
+            "replies": {"M1": ""},
+        },
         {
             "conversation": "b",
             "turn": 2,
-            "context": "Seeker: one\ntwo\nSupporter: three",
+            "context": [{"role": "seeker", "text": "one\ntwo"}, {"role": "supporter", "text": "three"}],
             "human": None,
             "replies": {"M0": "x", "M1": "x"},
         },
@@ -313,6 +319,7 @@ def test_scanty_records(run: Path) -> None:
     assert "same as M0" in page
     assert "&lt;b&gt;&amp;$x$" in page
     assert "one\ntwo</span>" in page
+    assert "Supporter: is what I am not</span>" in page, "what looks like a speaker's name is a part of the text"
     assert "Human reply (chosen)" in page
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, Compose, Train
 from families import conversation
+from pairs import pairs_of
 from safetensors.torch import load_file
 
 from esupport.data.conversation import Turn
@@ -102,9 +103,17 @@ def test_packing_and_batch_size_leave_the_training_as_it_is(train: Train, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_two_processes_train_what_one_does(task: str, tmp_path: Path) -> None:
+    settings = ["data.limit=9", "batching.tokens_per_batch=500"]
+    if task == "dpo":  # rows in parts, and weights that a trunk has no use for
+        talks = [conversation(8, name=f"talk {n}", words="and on ") for n in range(5)]
+        pairs = [pair for talk in talks for pair in pairs_of(talk, talk.supporter_turns())]
+        (tmp_path / "pairs.jsonl").write_text("".join(pair.model_dump_json(exclude_none=True) + "\n" for pair in pairs))
+        settings = [f"data.pairs={tmp_path / 'pairs.jsonl'}", "objective=dpo", "data.limit=9", "batching.tokens_per_batch=1"]
+        settings += ["model.lora.targets=[q_proj,v_proj,lm_head]", "batching.conversations_per_step=3"]
     for folder, devices in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
-        overrides = [*TINY, "logger=csv", "data.limit=9", "model.lora.dropout=0", "batching.tokens_per_batch=500", *devices]
+        overrides = [*TINY, "logger=csv", "model.lora.dropout=0", *settings, *devices]
         command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={tmp_path / folder}"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")

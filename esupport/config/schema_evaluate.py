@@ -45,7 +45,6 @@ class Judge(Own):
     """:class:`esupport.evaluation.judge.method.Judge`."""
 
     target: str = Field(alias="_target_")
-    convert: Literal["object"] = Field(alias="_convert_")
     generator: Node
     model: Backbone | None
     form: Literal["json", "one"]
@@ -70,7 +69,6 @@ class Seeker(Own):
     """:class:`esupport.comparison.seeker.Seeker`."""
 
     target: str = Field(alias="_target_")
-    convert: Literal["object"] = Field(alias="_convert_")
     turns: PositiveInt
     seed: NonNegativeInt
     retries: NonNegativeInt

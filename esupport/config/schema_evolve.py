@@ -36,7 +36,6 @@ class Reflection(Own):
     """:class:`esupport.reflection.method.Method`."""
 
     target: str = Field(alias="_target_")
-    convert: Literal["object"] = Field(alias="_convert_")
     chosen: Literal["refined", "human"]
     form: Literal["axes", "json"]
     principles: str

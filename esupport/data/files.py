@@ -24,7 +24,7 @@ _ALIASES = {  # what published splits are called; of preference sets that hold o
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PACKAGE = "pkg://"
 _BEFORE_ITEM = re.compile(r"[\s,]*")
-_BEFORE_VALUE = re.compile(r'[\s,]*"(?:[^"\\]|\\.)*"\s*:\s*')
+_BEFORE_VALUE = re.compile(r'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')
 
 
 class Raw(NamedTuple):
@@ -131,18 +131,15 @@ def _read_json(name: str, text: str) -> Iterator[Raw]:
         raise DataFault(f"{name}:{error.lineno}", "", f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(document, list | dict):
         raise DataFault(name, "", "neither an array of records nor an object of id to record")
-    keys: list[str | None] = list(document) if isinstance(document, dict) else [None] * len(document)
     gap = _BEFORE_VALUE if isinstance(document, dict) else _BEFORE_ITEM
     position = 1 + len(text) - len(text.lstrip())  # behind the opening bracket
     line = 1 + text.count("\n", 0, position)
     decoder = json.JSONDecoder()
-    for key in keys:
-        before = gap.match(text, position)
-        start = before.end() if before else position
-        line += text.count("\n", position, start)
-        value, position = decoder.raw_decode(text, start)
-        yield Raw(f"{name}:{line}", key, value)
-        line += text.count("\n", start, position)
+    while (before := gap.match(text, position)) and text[before.end()] not in "]}":
+        line += text.count("\n", position, before.end())
+        value, position = decoder.raw_decode(text, before.end())
+        yield Raw(f"{name}:{line}", json.loads(before[1]) if before.groups() else None, value)
+        line += text.count("\n", before.end(), position)
 
 
 def _hub_splits(name: str, key: str) -> dict[str, Part]:

@@ -87,7 +87,7 @@ class Output:
                 {
                     "conversation": context.conversation,
                     "turn": context.turn,
-                    "context": context.transcript(),
+                    "context": [{"role": turn.role, "text": turn.text} for turn in context.turns],
                     "problem": conversation.problem,
                     "human": conversation.turns[context.turn].text,
                     "replies": {name: replies[index].text for name, replies in exam.replies.items()},

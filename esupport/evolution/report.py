@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ _KEPT, _DROPPED = 20, 10  # pairs of a round that the page shows
 _OPEN = 4  # held-out contexts that the page shows unfolded
 _TURNS = 3  # last turns of a context that the page shows unfolded
 _OTHER_FILES = ("config.yaml", "held_out.jsonl", "lineage.json")
-_SPEAKER = re.compile(r"^(Seeker|Supporter): ", re.MULTILINE)
 _WORDS = {"logratio": "log-ratio", "kl": "KL"}
 
 
@@ -31,7 +29,6 @@ def write_report(folder: Path) -> Path:
     figures = {number: round_["figures"] for number, round_ in rounds.items() if round_["figures"]}
     whole = folder.resolve()
     page = environment(Path(__file__).parent)
-    page.filters["turns"] = _turns
     html = page.get_template("report.html.j2").render(
         name=f"{whole.parent.name}/{whole.name}" if whole.name.isdecimal() else whole.name,  # a job of a sweep is a number
         systems=systems,
@@ -80,10 +77,3 @@ def _training(figures: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[str, l
 
 def _pairs(path: Path) -> list[PreferencePair] | None:
     return read_pairs(path) if path.exists() else None
-
-
-def _turns(transcript: str) -> list[dict[str, str]]:
-    """Speakers and texts of a context that was written as plain text."""
-    before, *parts = _SPEAKER.split(transcript)
-    said = [{"role": role.lower(), "text": text.strip()} for role, text in zip(parts[::2], parts[1::2], strict=True)]
-    return ([{"role": "", "text": before.strip()}] if before.strip() else []) + said

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from esupport.models.attention import Kept, Scores
+from esupport.models.attention import Layers, Scores, layer_of
 from esupport.models.forward import hidden_states, logits_of, through
 from esupport.rendering.packing import collate
 from esupport.rendering.row import Row, grow
@@ -82,13 +82,12 @@ def _read(policy: PeftModel, prompts: Sequence[Sequence[int]], families: Sequenc
     numbers = [i for own in members.values() for i in own]
     last, keys, values = [], [], []
     for group in _groups(trees):
-        kept = Kept()
+        kept: Layers = {}
         hidden = hidden_states(policy, collate(group, 0, 0).to(policy.device), kept)
         at = [target + start for row, start in zip(group, _starts(group), strict=True) for target in row.targets.tolist()]
         last.append(hidden[at])
-        length = sum(map(len, group))
-        keys.append([of_layer[:, :length] for of_layer in kept.keys])  # without what fills a bucket
-        values.append([of_layer[:, :length] for of_layer in kept.values])
+        keys.append([key for key, _ in kept.values()])
+        values.append([value for _, value in kept.values()])
     return logits_of(policy, torch.cat(last)), _Rows.of(trees, numbers, _joined(keys), _joined(values), most)
 
 
@@ -156,7 +155,7 @@ class _Rows:
                 first = target + 1 - (int(row.positions[target]) + 1 - point)
                 spans.append((number, start + first, start + target + 1, point, int(row.positions[target]) + 1))
         rest = max(end - first for _, first, end, _, _ in spans)
-        trunks = [(start, start + int((row.branch == 0).sum())) for row, start in zip(trees, _starts(trees), strict=True)]
+        trunks = [(start, start + row.trunk) for row, start in zip(trees, _starts(trees), strict=True)]
         longest = max(end - first for first, end in trunks)
 
         def gathered(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +213,7 @@ class _Rows:
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """One token of each row: (rows, 1, heads, d). See :class:`esupport.models.attention.Structure`."""
-        layer, column = int(module.layer_idx), self.rest + self.written - 1  # type: ignore[arg-type]
+        layer, column = layer_of(module), self.rest + self.written - 1
         keys, values = self.own[layer]
         keys[:, :, column], values[:, :, column] = key[:, :, 0], value[:, :, 0]
         keys, values = keys[:, :, : column + 1], values[:, :, : column + 1]

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from esupport.generators.protocol import Reply, Request, in_pieces
 
 
@@ -37,7 +35,7 @@ class Scripted:
         return {
             "generator": "scripted",
             "answer": f"{named.__module__}.{named.__qualname__}",
-            "keywords": OmegaConf.to_container(OmegaConf.create(dict(given)), resolve=True),
+            "keywords": given,
         }
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
-from omegaconf import OmegaConf
-
 from esupport.errors import UserError, first_line
 from esupport.generators.protocol import BrokenOff, Reply, Request, behind, in_pieces, line_of
 
@@ -67,7 +65,7 @@ class OpenAIServer:
         self.base_url, self.name, self.revision, self.api_key_env = base_url, model, revision, api_key_env
         self.concurrency, self.timeout_s, self.max_retries = concurrency, timeout_s, max_retries
         self.prefill = prefill
-        self.extra = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(dict(extra)), resolve=True))
+        self.extra = dict(extra)
         for library in ("httpx", "httpx2"):  # a line for each request, with its address
             logging.getLogger(library).setLevel(logging.WARNING)
 

@@ -13,14 +13,14 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from esupport.errors import UserError
 from esupport.models.pieces import Pieces
-from esupport.rendering.mask import may_see, visible
+from esupport.rendering.mask import may_see, reach
 from esupport.rendering.packing import Batch
 
 NAME = "tree"
@@ -30,7 +30,10 @@ class Structure(Protocol):
     """What a layer attends through."""
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
-        """(rows, length, heads, d) of (rows, heads, length, d) queries and (rows, key heads, length, d) keys and values."""
+        """(rows, n, heads, d) of (rows, heads, n, d) queries and (rows, key heads, length, d) keys and values.
+
+        The queries are those of the last ``n`` tokens.
+        """
         ...
 
 
@@ -94,19 +97,39 @@ def structure(batch: Batch) -> Structure:
     return kinds.get(batch.ids.device.type, Matrix)(batch)
 
 
-@dataclass
-class Kept:
-    """Attends as another structure does, and keeps every layer's keys and values: (key heads, length, d)."""
+Layers = dict[int, tuple[Tensor, Tensor]]  # by layer, keys and values of (key heads, length, d) each
 
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-    inner: Structure | None = None
+
+@dataclass(frozen=True)
+class Kept:
+    """Attends as another structure does, and keeps what each layer is given."""
+
+    layers: Layers
+    inner: Structure
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """See :class:`Structure`."""
-        self.keys.append(key[0])
-        self.values.append(value[0])
-        return cast("Structure", self.inner).attend(module, query, key, value, how)
+        self.layers.setdefault(layer_of(module), (key[0], value[0]))  # not again where it is computed again for its gradient
+        return self.inner.attend(module, query, key, value, how)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Attends as another structure does, behind tokens whose keys and values are there already."""
+
+    layers: Layers
+    inner: Structure
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
+        """See :class:`Structure`."""
+        keys, values = self.layers[layer_of(module)]
+        key, value = torch.cat([keys[None], key], dim=2), torch.cat([values[None], value], dim=2)
+        return self.inner.attend(module, query, key, value, how)
+
+
+def layer_of(module: nn.Module) -> int:
+    """The number of the layer that attends."""
+    return int(cast("Any", module).layer_idx)
 
 
 @dataclass
@@ -129,19 +152,19 @@ class Blocks:
 
         if how.window not in self.masks:
             self.masks[how.window] = self._block_mask(how.window)
+        before = key.shape[2] - query.shape[2]
+        query = functional.pad(query, (0, 0, before, 0))  # one shape for all: it is compiled for each
         attended, _ = flex_attention_forward(module, query, key, value, self.masks[how.window], scaling=how.scaling)
-        return attended
+        return attended[:, before:]
 
     def _block_mask(self, window: int | None) -> Any:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        tree, branch, sees, positions = self.batch.tree, self.batch.branch, self.batch.sees, self.batch.positions
-        length = len(tree)
-        # as a tensor: a number would be compiled in, once for each
-        reach = torch.tensor(length if window is None else window, device=tree.device)
+        tree, branch, sees, positions = self.batch.who
+        length, farthest = len(tree), reach(self.batch.who, window)
 
         def seen(_row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return may_see(tree, branch, sees, positions, reach, query, key)
+            return may_see(tree, branch, sees, positions, farthest, query, key)
 
         # compiled, it needs no matrix of all tokens by all
         return create_block_mask(seen, None, None, length, length, device=str(tree.device), _compile=True)
@@ -161,8 +184,10 @@ class Matrix:
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """See :class:`Structure`."""
         if how.window not in self.masks:
-            b = self.batch
-            self.masks[how.window] = visible(b.tree, b.branch, b.sees, b.positions, how.window)
-        mask = self.masks[how.window]
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=how.scaling, enable_gqa=True)
+            every, who = torch.arange(len(self.batch.ids), device=query.device), self.batch.who
+            self.masks[how.window] = may_see(*who, reach(who, how.window), every[:, None], every)
+        mask = self.masks[how.window][-query.shape[2] :]
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=how.scaling, enable_gqa=True
+        )
         return attended.transpose(1, 2)

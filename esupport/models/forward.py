@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from esupport.errors import UserError, first_line
-from esupport.models.attention import NAME, Kept, Structure, structure
+from esupport.models.attention import NAME, Behind, Kept, Layers, Structure, structure
 from esupport.rendering.packing import Batch, collate
 from esupport.rendering.row import Row, grow
 from esupport.rendering.template import Response
@@ -20,18 +20,31 @@ from esupport.rendering.template import Response
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_BUCKET = 512  # on CUDA, lengths are rounded up, so that few shapes are met
+_BUCKETS = {"cuda": 512}  # lengths are rounded up where attention is compiled for each
 _EXACT = 5e-3  # nats a token in float32, beyond which a forward is another one
 
 
-def hidden_states(policy: PeftModel | PreTrainedModel, batch: Batch, kept: Kept | None = None) -> Tensor:
-    """(length, width) states behind the last layer of every token of ``batch``; ``kept`` gets every layer's keys and values."""
-    if batch.ids.device.type == "cuda":
-        batch = _bucketed(batch)
-    tree = structure(batch)
+def hidden_states(
+    policy: PeftModel | PreTrainedModel, batch: Batch, kept: Layers | None = None, read: Layers | None = None
+) -> Tensor:
+    """(n, width) states behind the last layer of the tokens of ``batch``, in their order.
+
+    Args:
+        policy: a causal language model, with or without an adapter.
+        batch: packed tree rows.
+        kept: gets every layer's keys and values.
+        read: keys and values of the first tokens, which are not read again: ``n`` are the others.
+    """
+    whole, length = bucketed(batch), len(batch.ids)
+    tree, first = structure(whole), 0
+    if read is not None:
+        tree, first = Behind(read, tree), next(iter(read.values()))[0].shape[1]
     if kept is not None:
-        kept.inner, tree = tree, kept
-    return through(policy, batch.ids[None], batch.positions[None], tree)[0]
+        tree = Kept(kept, tree)
+    states = through(policy, whole.ids[None, first:], whole.positions[None, first:], tree)[0, : length - first]
+    if kept is not None:  # without what fills a bucket
+        kept.update({layer: (key[:, :length], value[:, :length]) for layer, (key, value) in kept.items()})
+    return states
 
 
 def through(policy: PeftModel | PreTrainedModel, ids: Tensor, positions: Tensor, tree: Structure) -> Tensor:
@@ -70,9 +83,9 @@ def _check(model: Any) -> None:
         raise UserError(f"model: layers of type {min(others)} take no tree rows; use a model with full or sliding attention")
 
 
-def _bucketed(batch: Batch) -> Batch:
-    """The batch, filled up with tokens that nobody sees."""
-    more = -len(batch.ids) % _BUCKET
+def bucketed(batch: Batch) -> Batch:
+    """The batch, filled up with tokens that nobody sees where its device has buckets."""
+    more = -len(batch.ids) % _BUCKETS.get(batch.ids.device.type, 1)
     ids, positions, branch, sees = (
         functional.pad(t, (0, more)) for t in (batch.ids, batch.positions, batch.branch, batch.sees)
     )

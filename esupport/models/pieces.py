@@ -25,13 +25,14 @@ class Pieces:
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
         """See :class:`Structure`."""
-        kind = (how.window, query.dtype)
+        kind, before = (how.window, query.dtype), key.shape[2] - query.shape[2]
+        pieces = tuple(piece for piece in self.batch.pieces if piece.first >= before)
         if kind not in self.masks:
-            seen = [piece.mask(self.batch.branch, self.batch.positions, how.window) for piece in self.batch.pieces]
+            seen = [piece.mask(self.batch.who, how.window) for piece in pieces]
             sharing = query.shape[1] // key.shape[1]
             self.masks[kind] = [None if mask is None else _additive(mask, query.dtype).repeat(sharing, 1) for mask in seen]
         apply = cast("Callable[..., Tensor]", _InPieces.apply)
-        return apply(query, key, value, self.batch.pieces, self.masks[kind], how.scaling)
+        return apply(query, key, value, pieces, self.masks[kind], how.scaling)
 
 
 class _InPieces(torch.autograd.Function):
@@ -41,20 +42,20 @@ class _InPieces(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: tuple[Piece, ...], masks: list[Tensor | None], scale: float
     ) -> Tensor:
-        heads, key_heads = query.shape[1], key.shape[1]
+        heads, key_heads, before = query.shape[1], key.shape[1], key.shape[2] - query.shape[2]
         out = query.new_empty(query.transpose(1, 2).shape)
         sums = []
         for piece, mask in zip(pieces, masks, strict=True):
-            shared = _Shared(heads, key_heads, mask)
+            shared, own = _Shared(heads, key_heads, mask), slice(piece.first - before, piece.end - before)
             attended, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                shared.queries(query[:, :, piece.first : piece.end]),
+                shared.queries(query[:, :, own]),
                 *shared.keys(piece.keys(key), piece.keys(value)),
                 0.0,
                 mask is None,
                 attn_mask=mask,
                 scale=scale,
             )
-            out[:, piece.first : piece.end] = shared.heads(attended).transpose(1, 2)
+            out[:, own] = shared.heads(attended).transpose(1, 2)
             sums.append(logsumexp)
         ctx.save_for_backward(query, key, value, out, *sums)
         ctx.pieces, ctx.masks, ctx.scale = pieces, masks, scale
@@ -63,11 +64,10 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *sums = ctx.saved_tensors
-        grad = grads[0].transpose(1, 2)
+        grad, before = grads[0].transpose(1, 2), key.shape[2] - query.shape[2]
         to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for piece, mask, logsumexp in zip(ctx.pieces, ctx.masks, sums, strict=True):
-            own = slice(piece.first, piece.end)
-            shared = _Shared(query.shape[1], key.shape[1], mask)
+            shared, own = _Shared(query.shape[1], key.shape[1], mask), slice(piece.first - before, piece.end - before)
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 shared.queries(grad[:, :, own]),
                 shared.queries(query[:, :, own]),
@@ -82,7 +82,7 @@ class _InPieces(torch.autograd.Function):
             to_query[:, :, own] = shared.heads(parts[0])
             for whole, part in zip((to_key, to_value), shared.gathered(*parts[1:]), strict=True):
                 whole[:, :, piece.trunk : piece.trunk + piece.point] += part[:, :, : piece.point]
-                whole[:, :, own] += part[:, :, piece.point :]
+                whole[:, :, piece.first : piece.end] += part[:, :, piece.point :]
         return to_query, to_key, to_value, None, None, None
 
 

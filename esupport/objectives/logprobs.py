@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from esupport.models.forward import base_of, hidden_states, logits_of
+from esupport.models.trunk import Trunk
 from esupport.rendering.packing import Batch
 
 if TYPE_CHECKING:
@@ -25,7 +26,26 @@ CHUNK = 128
 _Logprobs = Callable[[Tensor, Tensor], Tensor]
 
 
-def target_logprobs(policy: PeftModel | PreTrainedModel, batch: Batch) -> Tensor:
+def shares(policy: PeftModel | PreTrainedModel, batch: Batch, loss: Callable[[Tensor, Batch], Tensor]) -> Iterator[Tensor]:
+    """Numbers whose gradients add up to that of the batch's loss: one, or one for each of ``batch.parts``.
+
+    Go backwards from each before the next is asked for: no more than a trunk and one part of it are in memory then.
+
+    Args:
+        policy: a causal language model, with or without an adapter.
+        batch: packed tree rows.
+        loss: of log-probabilities, and of the batch or part they belong to; over the parts of a batch it is a sum.
+    """
+    if not batch.parts:
+        yield loss(target_logprobs(policy, batch), batch)
+        return
+    trunk = Trunk(policy, batch.parts[0])
+    for part in batch.parts[1:]:
+        yield loss(target_logprobs(policy, part, trunk), part)
+    yield trunk.gradient()
+
+
+def target_logprobs(policy: PeftModel | PreTrainedModel, batch: Batch, trunk: Trunk | None = None) -> Tensor:
     """Log p(target | all it may see) for every target of ``batch``.
 
     The language-model head runs on the hidden states that predict a target and on no other, a chunk at a time, and a chunk's
@@ -35,11 +55,20 @@ def target_logprobs(policy: PeftModel | PreTrainedModel, batch: Batch) -> Tensor
     Args:
         policy: a causal language model, with or without an adapter.
         batch: packed tree rows.
+        trunk: of which ``batch`` is a part.
 
     Returns:
         (n,) float32, in the order of ``batch.targets``.
+
+    Raises:
+        ValueError: a gradient of a batch in parts: see :func:`shares`.
     """
-    hidden = hidden_states(policy, batch)[batch.parents]
+    if batch.parts:
+        if torch.is_grad_enabled():
+            raise ValueError("the gradient of a batch in parts goes through its shares")
+        trunk = Trunk(policy, batch.parts[0])
+        return torch.cat([target_logprobs(policy, part, trunk) for part in batch.parts[1:]])
+    hidden = (trunk.hidden_states(batch) if trunk else hidden_states(policy, batch))[batch.parents]
 
     def logprobs(states: Tensor, targets: Tensor) -> Tensor:
         return -functional.cross_entropy(logits_of(policy, states), targets, reduction="none")

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
@@ -19,7 +20,7 @@ from pytorch_lightning.strategies import ParallelStrategy
 from torch import Tensor
 
 from esupport.errors import UserError, first_line
-from esupport.objectives.logprobs import target_logprobs
+from esupport.objectives.logprobs import shares, target_logprobs
 from esupport.rendering.packing import Batch
 
 if TYPE_CHECKING:
@@ -116,15 +117,19 @@ class Objective(pl.LightningModule, ABC):
         optimizer = cast("Optimizer", self.optimizers())
         torch.manual_seed(_mix(self.seed, self.global_step, self.global_rank))
         total = torch.zeros((), device=self.device)
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with self._exchange(last):
-                loss = self.loss(target_logprobs(self.policy, batch), batch)
-                if not torch.isfinite(loss):
-                    raise self._non_finite("loss", loss, [batch])
-                # data-parallel training averages gradients over ranks; the loss is a sum over them
-                self.manual_backward(loss * self.trainer.world_size)
-            total += loss.detach()
+
+        def loss(logprobs: Tensor, part: Batch) -> Tensor:
+            found = self.loss(logprobs, part)
+            if not torch.isfinite(found):
+                raise self._non_finite("loss", found, [part])
+            total.add_(found.detach())
+            # data-parallel training averages gradients over ranks; the loss is a sum over them
+            return found * self.trainer.world_size
+
+        left = sum(len(batch.parts) or 1 for batch in batches)
+        for share in chain.from_iterable(shares(self.policy, batch, loss) for batch in batches):
+            left -= 1
+            self._add_gradient(share, last=not left)
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.policy.parameters() if p.grad is not None], self.gradient_clip or math.inf
         )
@@ -177,12 +182,14 @@ class Objective(pl.LightningModule, ABC):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are exchanged between ranks once a step, with its last batch."""
+    def _add_gradient(self, value: Tensor, last: bool) -> None:
+        """Go backwards from ``value``. Ranks exchange their gradients once a step: the last time."""
         strategy = self.trainer.strategy
-        if last or not isinstance(strategy, ParallelStrategy):
-            return nullcontext()
-        return cast("AbstractContextManager[None]", strategy.block_backward_sync())
+        waits: AbstractContextManager[Any] = nullcontext()
+        if not last and isinstance(strategy, ParallelStrategy):
+            waits = strategy.block_backward_sync()
+        with waits:
+            self.manual_backward(value)
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of ``value`` over the processes of the run."""

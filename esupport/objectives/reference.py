@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,8 @@ from esupport.errors import UserError
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.objectives.logprobs import target_logprobs
-from esupport.rendering.packing import bins, collate
-from esupport.rendering.row import Floats, Row, split
+from esupport.rendering.packing import pack
+from esupport.rendering.row import Floats, Row
 from esupport.rendering.rows import WINDOW, Parts, Rows
 from esupport.store import Stage, Store
 
@@ -100,20 +99,16 @@ def score(
 
 def _score(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, tell: Callable[[float], None]) -> list[Floats]:
     """The scores of some rows; ``tell`` is given, with each batch, how many rows' worth of work it was."""
-    parts = [split(row, tokens_per_batch) for row in rows]
-    numbered = [replace(part, name=str(number)) for number, part in enumerate(chain.from_iterable(parts))]
-    scores: dict[int, Floats] = {}
-    batches = bins(numbered, tokens_per_batch)
-    for members in batches:
-        batch = collate(members, 0, 0)
+    numbered = [replace(row, name=str(number)) for number, row in enumerate(rows)]
+    scores: list[list[float]] = [[] for _ in rows]
+    batches = pack(numbered, tokens_per_batch)
+    for batch in batches:
         sums = torch.zeros(len(batch.names), dtype=torch.float64)
         sums.index_add_(0, batch.response, target_logprobs(policy, batch.to(policy.device)).cpu().double())
-        ends = np.cumsum([row.responses for row in members])
-        for row, own in zip(members, np.split(sums.float().numpy(), ends[:-1]), strict=True):
-            scores[int(row.name)] = own
+        for number, of_response in zip(batch.names, sums.tolist(), strict=True):
+            scores[int(number)].append(of_response)
         tell(len(rows) / len(batches))
-    in_order = (scores[number] for number in range(len(numbered)))
-    return [np.concatenate([next(in_order) for _ in row]) for row in parts]
+    return [np.array(of_row, dtype=np.float32) for of_row in scores]
 
 
 def check_start(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str) -> None:

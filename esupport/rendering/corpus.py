@@ -25,7 +25,7 @@ from esupport.rendering.template import Renderer
 from esupport.store import Store, write_json
 
 _MANY = 1000  # conversations from which rendering takes long enough to be watched
-_FORMAT = 2  # of rows on a shelf: another number has all rendered anew, as another way of rendering must
+_FORMAT = 3  # of rows on a shelf: another number has all rendered anew, as another way of rendering must
 
 
 @dataclass(kw_only=True)
@@ -37,6 +37,7 @@ class Corpus:
         rows: all their rows.
         starts: (conversations + 1,) the first row of each conversation and, last, how many rows there are.
         lengths: (rows,) tokens of each row.
+        trunks: (rows,) those of them that stand on its trunk.
         kept: these conversations.
         turns: turns of the conversations, less those that were cut at the beginning.
         replies: supporter turns that are scored.
@@ -56,6 +57,7 @@ class Corpus:
     rows: Rows
     starts: Numbers
     lengths: Numbers
+    trunks: Numbers
     kept: Sequence[Conversation]
     turns: int = 0
     replies: int = 0
@@ -81,18 +83,20 @@ class Corpus:
         return self.naive_tokens / self.tokens if self.tokens else 1.0
 
     def slow_paths(self, tokens_per_batch: int) -> list[str]:
-        """Which rows cannot take the fast path, and why: a sentence each; none where all do."""
+        """Which rows do not share all there is to share, or are longer than a batch: a sentence each; none where all do."""
         found = []
         if self.extra_trees:
             told = "rows more than conversations: contexts begin elsewhere, or the chat template renders earlier turns anew."
             found.append(f"{self.name}: {self.extra_trees} {told}")
-        long = int((self.lengths > tokens_per_batch).sum())
+        bound, rows = f"batching.tokens_per_batch={tokens_per_batch}", len(self.rows)
+        in_parts = int(((self.lengths > tokens_per_batch) & (self.lengths > self.trunks)).sum())
+        if in_parts:
+            told = "their branches are read some at a time, behind a trunk that is read once."
+            found.append(f"{self.name}: {in_parts} of {rows} rows are longer than {bound}: {told}")
+        long = int((self.trunks > tokens_per_batch).sum())
         if long:
-            found.append(
-                f"{self.name}: {long} of {len(self.rows)} rows are longer than batching.tokens_per_batch={tokens_per_batch}: "
-                "their branches go to several batches, each of which reads the trunk again; a trunk that is longer makes a "
-                "longer batch."
-            )
+            told = "a trunk is never cut, so these batches take more memory."
+            found.append(f"{self.name}: {long} of {rows} trunks are longer than {bound}: {told}")
         return found
 
     def scored(self, scores: Sequence[Floats]) -> Corpus:
@@ -112,7 +116,7 @@ class Tally:
     def __init__(self) -> None:
         self.counts, self.kept, self.skipped = Counter[str](), array("q"), list[DataFault]()
         self._starts, self._responses, self._content = array("q", [0]), array("q"), hashlib.sha256()
-        self._lengths = array("q")
+        self._lengths, self._trunks = array("q"), array("q")
 
     def add(self, rows: list[Row], replies: int) -> list[Row]:
         """Count and give back the rows of one conversation, with so many replies to score."""
@@ -122,6 +126,7 @@ class Tally:
             self._content.update(content(row))
             self._responses.append(row.responses)
             self._lengths.append(len(row))
+            self._trunks.append(row.trunk)
             self.counts.update(tokens=len(row), targets=len(row.targets), naive_tokens=row.naive_tokens, branches=row.branches)
         return rows
 
@@ -131,8 +136,9 @@ class Tally:
         return {"counts": dict(self.counts), "digest": self._content.hexdigest()[:16], "skipped": faults}
 
     def arrays(self) -> dict[str, Numbers]:
-        """The first row of each conversation, responses and tokens of each row, and the numbers of what was kept."""
-        found = {"starts": self._starts, "responses": self._responses, "lengths": self._lengths, "kept": self.kept}
+        """The first row of each conversation; responses, tokens and trunk of each row; and the numbers of what was kept."""
+        found = {"starts": self._starts, "responses": self._responses, "kept": self.kept}
+        found |= {"lengths": self._lengths, "trunks": self._trunks}
         return {name: np.array(numbers, dtype=np.int64) for name, numbers in found.items()}
 
 
@@ -170,6 +176,7 @@ def _corpus(name: str, rows: Sequence[Row], facts: dict[str, Any], arrays: dict[
         rows=Rows(rows, arrays["responses"], facts["digest"]),
         starts=arrays["starts"],
         lengths=arrays["lengths"],
+        trunks=arrays["trunks"],
         kept=View(origin, arrays["kept"]),
         skipped=[DataFault(*fault) for fault in facts["skipped"]],
     )

@@ -7,7 +7,6 @@ steps, and the same plan is dealt to any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from esupport.errors import UserError
 from esupport.rendering.corpus import Corpus
-from esupport.rendering.packing import Batch, bins, collate, pack
+from esupport.rendering.packing import Batch, pack, sizes
 from esupport.rendering.row import Row
 from esupport.rendering.rows import WINDOW
 
@@ -84,8 +83,7 @@ class Steps(Dataset[list[Batch]]):
 
     def __getitem__(self, step: Step) -> list[Batch]:
         rows = sorted((row for number in step for row in self.units[number]), key=len, reverse=True)
-        share = rows[self.rank :: self.world_size] or [_nothing_to_learn(rows[0])]
-        return pack(share, self.tokens_per_batch, step=rows)
+        return pack(_share(rows, self.rank, self.world_size), self.tokens_per_batch, sizes(rows))
 
 
 class Windows(Dataset[list[Batch]]):
@@ -99,8 +97,8 @@ class Windows(Dataset[list[Batch]]):
 
     def __getitem__(self, index: int) -> list[Batch]:
         rows = self.corpus.rows[index * WINDOW : (index + 1) * WINDOW]
-        share = rows[self.rank :: self.world_size] or [_nothing_to_learn(rows[0])]
-        return [collate(some, self.corpus.targets, self.corpus.replies) for some in bins(share, self.tokens_per_batch)]
+        share = _share(rows, self.rank, self.world_size)
+        return pack(share, self.tokens_per_batch, (self.corpus.targets, self.corpus.replies))
 
 
 class StepLoader(DataLoader[list[Batch]]):
@@ -133,11 +131,9 @@ class StepLoader(DataLoader[list[Batch]]):
         self._resumed = state
 
 
-def _nothing_to_learn(row: Row) -> Row:
-    """A token without targets, for a rank that a short last step leaves empty: it must still join the exchange."""
-    first = {name: getattr(row, name)[:1] for name in ("ids", "positions", "branch", "sees")}
-    empty = {name: getattr(row, name)[:0] for name in ("targets", "parents", "response", "reference")}
-    return replace(row, responses=0, branches=0, **first, **empty)
+def _share(rows: Sequence[Row], rank: int, world_size: int) -> Sequence[Row]:
+    """A rank's rows; where there is none left for it, a token with nothing to learn: it must still join the exchange."""
+    return rows[rank::world_size] or [rows[0].beginning(1)]
 
 
 class RowDataModule(pl.LightningDataModule):

@@ -38,19 +38,34 @@ class Piece(NamedTuple):
             return own
         return torch.cat([values[..., self.trunk : self.trunk + self.point, :], own], dim=-2)
 
-    def mask(self, branch: Tensor, positions: Tensor, window: int | None) -> Tensor | None:
-        """(own, point + own) booleans of (length,) branches and positions; None where order alone decides."""
-        own = slice(self.first, self.end)
-        length = self.end - self.first
-        if not self.point and (window is None or length <= window):
+    def mask(self, who: Who, window: int | None) -> Tensor | None:
+        """(own, point + own) booleans; None where order alone decides."""
+        if not self.point and (window is None or self.end - self.first <= window):
             return None
-        order = torch.arange(length, device=branch.device)
-        seen = (branch[own, None] == branch[None, own]) & (order[:, None] >= order[None, :])
-        seen = torch.cat([seen.new_ones(length, self.point), seen], dim=1)
-        if window is not None:
-            at = self.keys(positions[:, None])[:, 0]
-            seen &= positions[own, None] - at[None, :] < window
-        return seen
+        own = torch.arange(self.first, self.end)
+        keys = torch.cat([torch.arange(self.trunk, self.trunk + self.point), own])
+        return may_see(*who, reach(who, window), own[:, None], keys)
+
+
+class Who(NamedTuple):
+    """Of each token, (length,): its row's number, branch, how much of the trunk it sees, and its position."""
+
+    tree: Tensor
+    branch: Tensor
+    sees: Tensor
+    positions: Tensor
+
+
+def may_see(tree: Tensor, branch: Tensor, sees: Tensor, positions: Tensor, reach: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Whether tokens ``query`` see tokens ``key``, numbers that broadcast: what all else here and FlexAttention obey."""
+    trunk_before_branch_point = (branch[key] == 0) & (positions[key] < sees[query])
+    seen = torch.where(branch[query] == branch[key], query >= key, trunk_before_branch_point)
+    return (tree[query] == tree[key]) & seen & (positions[query] - positions[key] < reach)
+
+
+def reach(who: Who, window: int | None) -> Tensor:
+    """A window in positions, or more than any where there is none; as a tensor, since a number would be compiled in."""
+    return torch.tensor(len(who.tree) if window is None else window, device=who.tree.device)
 
 
 def pieces(row: Row, start: int) -> Iterator[Piece]:
@@ -68,23 +83,3 @@ def pieces(row: Row, start: int) -> Iterator[Piece]:
             first = end
         end = later
     yield Piece(start, int(row.sees[first]), start + first, start + end)
-
-
-def visible(tree: Tensor, branch: Tensor, sees: Tensor, positions: Tensor, window: int | None) -> Tensor:
-    """Which key each query sees: (length, length) booleans, query by key, of (length,) integers.
-
-    ``tree`` tells the packed trees apart.
-    """
-    order = torch.arange(len(tree), device=tree.device)
-    reach = torch.tensor(len(tree) if window is None else window, device=tree.device)
-    return may_see(tree, branch, sees, positions, reach, order[:, None], order[None, :])
-
-
-def may_see(tree: Tensor, branch: Tensor, sees: Tensor, positions: Tensor, reach: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Whether tokens ``query`` see tokens ``key``, numbers that broadcast: the rule that all else here and FlexAttention obey.
-
-    ``reach`` is a window in positions, or more than any position where there is none.
-    """
-    trunk_before_branch_point = (branch[key] == 0) & (positions[key] < sees[query])
-    seen = torch.where(branch[query] == branch[key], query >= key, trunk_before_branch_point)
-    return (tree[query] == tree[key]) & seen & (positions[query] - positions[key] < reach)

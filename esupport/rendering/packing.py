@@ -1,19 +1,20 @@
 """Tree rows packed into batches: one flat row of tokens each, without padding.
 
 An optimizer step is a set of conversations. How they are packed, how many batches that takes (accumulation) and how
-many ranks share them changes memory and time, never the loss: each batch knows the targets of the whole step.
+many ranks share them changes memory and time, never the loss: each batch knows the targets of the whole step. A
+conversation that is longer than a batch is one in parts, which share its trunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from esupport.rendering.mask import Piece, pieces
+from esupport.rendering.mask import Piece, Who, pieces
 from esupport.rendering.row import Row, split
 
 
@@ -31,6 +32,8 @@ class Batch:
         names: (responses) conversation of each response.
         step_targets: targets in the whole optimizer step, over batches and ranks: what a loss over tokens is divided by.
         step_responses: responses in it: what a loss over responses, or pairs of them, is divided by.
+        parts: where the batch is one row that is too long: its trunk without targets, then that trunk with some of the
+            branches and targets, with the next ones, and so on. Empty where all is read in one piece.
     """
 
     ids: Tensor
@@ -46,6 +49,12 @@ class Batch:
     names: tuple[str, ...]
     step_targets: int
     step_responses: int
+    parts: tuple[Batch, ...] = ()
+
+    @property
+    def who(self) -> Who:
+        """What decides who sees whom."""
+        return Who(self.tree, self.branch, self.sees, self.positions)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on ``device``."""
@@ -54,23 +63,29 @@ class Batch:
             for f in fields(self)
             if isinstance(getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved, parts=tuple(part.to(device, non_blocking) for part in self.parts))
 
 
-def pack(rows: Sequence[Row], tokens_per_batch: int, step: Sequence[Row] | None = None) -> list[Batch]:
+def pack(rows: Sequence[Row], tokens_per_batch: int, step: tuple[int, int] | None = None) -> list[Batch]:
     """Pack rows into batches of at most ``tokens_per_batch`` tokens (best fit).
 
-    A longer row is split between its branches; a trunk that is longer goes alone.
-    ``step`` are the rows of the whole optimizer step where ``rows`` are only a rank's share of them.
+    A longer row is a batch in parts, with trunk and branches of as many tokens; a trunk that is longer stays whole.
+    ``step`` are targets and responses of the whole optimizer step where ``rows`` are only a share of it: see :func:`sizes`.
     """
-    whole = rows if step is None else step
-    sizes = sum(len(row.targets) for row in whole), sum(row.responses for row in whole)
-    return [collate(members, *sizes) for members in bins(rows, tokens_per_batch)]
+    whole = sizes(rows) if step is None else step
+    return [_batch(members, tokens_per_batch, whole) for members in _best_fit(rows, tokens_per_batch)]
 
 
-def bins(rows: Iterable[Row], tokens_per_batch: int) -> list[list[Row]]:
-    """The rows of each batch; a row longer than ``tokens_per_batch`` is split between its branches."""
-    return _best_fit([part for row in rows for part in split(row, tokens_per_batch)], tokens_per_batch)
+def sizes(rows: Sequence[Row]) -> tuple[int, int]:
+    """Targets and responses of all rows."""
+    return sum(len(row.targets) for row in rows), sum(row.responses for row in rows)
+
+
+def _batch(rows: Sequence[Row], tokens_per_batch: int, step: tuple[int, int]) -> Batch:
+    whole, parts = collate(rows, *step), split(rows[0], tokens_per_batch)  # a row that is longer stands alone
+    if len(parts) == 1:
+        return whole
+    return replace(whole, parts=tuple(collate([part], *step) for part in (rows[0].beginning(rows[0].trunk), *parts)))
 
 
 def _best_fit(rows: Sequence[Row], capacity: int) -> list[list[Row]]:

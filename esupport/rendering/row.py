@@ -62,6 +62,17 @@ class Row:
         last = np.flatnonzero(np.diff(self.response, append=-1) != 0)  # of each response's targets, which stand together
         return int((self.positions[self.targets[last]] + 1).sum())
 
+    @property
+    def trunk(self) -> int:
+        """How many tokens stand on the trunk."""
+        return int((self.branch == 0).sum())
+
+    def beginning(self, tokens: int) -> Row:
+        """The first ``tokens`` of the trunk, with nothing to score."""
+        first = {name: getattr(self, name)[:tokens] for name in ("ids", "positions", "branch", "sees")}
+        empty = {name: getattr(self, name)[:0] for name in ("targets", "parents", "response", "reference")}
+        return replace(self, responses=0, branches=0, **first, **empty)
+
 
 def grow(name: str, trunk: Sequence[int], responses: Sequence[Response]) -> Row:
     """Hang ``responses`` on ``trunk``. Each must share at least one token with it (see :func:`tree`).
@@ -130,19 +141,21 @@ def tree(name: str, responses: Sequence[Response]) -> list[Row]:
 
 
 def split(row: Row, capacity: int) -> list[Row]:
-    """Rows of at most ``capacity`` tokens where branches make a row longer than that, each with the trunk that it needs.
+    """The row where it has at most ``capacity`` tokens; else its trunk with some of the branches, with some others, and so on.
 
-    Responses to one context stay together. A trunk is never cut: one longer than ``capacity`` stays so.
+    Responses to one context stay together, and a trunk is never cut: a part whose trunk and one context's branches are longer
+    than ``capacity`` stays so.
     """
-    if len(row) <= capacity:
-        return [row]
     parts: list[list[int]] = [[]]
+    used = row.trunk
     for group in _of_one_context(row):
-        together = _tokens_of(row, parts[-1] + group)
-        if parts[-1] and len(together) > capacity and (row.branch[together] > 0).any():
+        own = int(_branches_of(row, group).sum())
+        if own and used > row.trunk and used + own > capacity:  # what lies on the trunk goes along with some branch
             parts.append([])
+            used = row.trunk
         parts[-1] += group
-    return [_part(row, part) for part in parts]
+        used += own
+    return [row] if len(parts) == 1 else [_part(row, part) for part in parts]
 
 
 def _of_one_context(row: Row) -> list[list[int]]:
@@ -152,17 +165,14 @@ def _of_one_context(row: Row) -> list[list[int]]:
     return [list(range(first, end)) for first, end in pairwise(map(int, bounds))]
 
 
-def _tokens_of(row: Row, responses: Sequence[int]) -> NDArray[np.intp]:
-    """Indices of the tokens that these responses need: the trunk as far as one of them sees it, and their branches."""
+def _branches_of(row: Row, responses: Sequence[int]) -> NDArray[np.bool_]:
+    """(length,) whether a token stands on a branch of these responses."""
     targets = row.targets[np.isin(row.response, responses)]
-    own = np.isin(row.branch, row.branch[targets]) & (row.branch > 0)
-    on_trunk = targets[row.branch[targets] == 0]
-    seen = max([0, *(row.sees[own]), *(on_trunk + 1)])
-    return np.flatnonzero(own | ((np.arange(len(row)) < seen) & (row.branch == 0)))
+    return np.isin(row.branch, row.branch[targets]) & (row.branch > 0)
 
 
 def _part(row: Row, responses: Sequence[int]) -> Row:
-    kept, scored = _tokens_of(row, responses), np.isin(row.response, responses)
+    kept, scored = np.flatnonzero(_branches_of(row, responses) | (row.branch == 0)), np.isin(row.response, responses)
     moved = np.full(len(row), -1, dtype=np.int32)
     moved[kept] = np.arange(len(kept))
     return replace(

@@ -82,9 +82,9 @@ def begin(config_name: str, cfg: DictConfig) -> dict[str, Any]:
 
 
 def make(node: Any, key: str, **given: Any) -> Any:
-    """Instantiate a node; what it refuses is a ``UserError`` that names its key."""
+    """Instantiate a node, with plain lists and dicts; what it refuses is a ``UserError`` that names its key."""
     try:
-        return instantiate(node, **given)
+        return instantiate(node, _convert_="object", **given)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None

@@ -67,11 +67,15 @@ def show_results(console: Console, metrics: Mapping[str, Any]) -> None:
     table.add_column("held-out conversations")
     for heading in ("base model", "after training", "change"):
         table.add_column(heading, justify="right")
-    for label, name, digits in (("negative log-likelihood per token", "nll", 4), ("perplexity", "perplexity", 2)):
-        _compare(table, label, metrics, f"val/{name}", digits)
-    if "val/replay_nll_after" in metrics:
-        _compare(table, "perplexity of instruction examples", metrics, "val/replay_perplexity", 2)
-    console.print(table)
+    for label, name, digits in (
+        ("negative log-likelihood per token", "val/nll", 4),
+        ("perplexity", "val/perplexity", 2),
+        ("perplexity of instruction examples", "val/replay_perplexity", 2),
+    ):
+        if f"{name}_after" in metrics:
+            _compare(table, label, metrics, name, digits)
+    if table.rows:  # nothing is measured with trainer.limit_val_batches=0
+        console.print(table)
     costs = Table(show_header=False)
     costs.add_row("supervised tokens", f"{metrics['train/supervised_tokens']:,} in {metrics['train/steps']} steps")
     costs.add_row(

@@ -1,0 +1,49 @@
+"""A trunk that is read once for several parts of a row, forwards and backwards."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from esupport.models.attention import Layers
+from esupport.models.forward import hidden_states
+from esupport.rendering.packing import Batch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class Trunk:
+    """The trunk of a batch in parts.
+
+    Its states, keys and values are handed to the parts cut off from its graph, so that each part's graph is gone when the
+    gradient has gone through it. What all of them leave there for the trunk is :meth:`gradient`.
+
+    Args:
+        policy: a causal language model, with or without an adapter.
+        batch: the trunk.
+    """
+
+    def __init__(self, policy: PeftModel | PreTrainedModel, batch: Batch) -> None:
+        kept: Layers = {}
+        self.policy = policy
+        self._read = [hidden_states(policy, batch, kept), *chain.from_iterable(kept.values())]
+        self._hidden, *layers = self._cut = [states.detach().requires_grad_(states.requires_grad) for states in self._read]
+        self._layers = dict(zip(kept, zip(layers[::2], layers[1::2], strict=True), strict=True))
+
+    def hidden_states(self, part: Batch) -> Tensor:
+        """(length, width) states behind the last layer of the tokens of ``part``, of which the branches are read."""
+        return torch.cat([self._hidden, hidden_states(self.policy, part, read=self._layers)])
+
+    def gradient(self) -> Tensor:
+        """A number whose gradient is what the parts' gradients ask of the trunk.
+
+        Every trained weight has a part in it, be it 0: ranks that exchange gradients with the last of a step wait for all.
+        """
+        left = [0 * weight.sum() for weight in self.policy.parameters() if weight.requires_grad]
+        left += [(states * cut.grad).sum() for states, cut in zip(self._read, self._cut, strict=True) if cut.grad is not None]
+        return torch.stack([number.float() for number in left]).sum()
