@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.work import Writing
+from esupport.config.schema_evolve import Contexts
 from esupport.data.preference import Context, Finding
 from esupport.data.source import Source
-from esupport.evolution.contexts import Choice, choose
+from esupport.evolution.contexts import choose
 from esupport.generators.protocol import Request, Sampling, reply_request
 from esupport.models.backbone import Backbone
 from esupport.reflection.method import Method
@@ -46,7 +47,7 @@ def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
         splits = source.read("data", Store(Path(folder)))
         train, valid = [*splits.train], [*splits.valid]
     method: Method = make(plain["reflection"], "reflection")
-    choice: Choice = make(plain["contexts"], "contexts")
+    choice = Contexts.model_validate(plain["contexts"])
     (contexts,), human = choose(train, choice, 1, renderer)
     draft, seed = Sampling(**plain["evolution"]["draft"]), plain["seed"]
     steps = {
@@ -60,7 +61,7 @@ def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
             method.refine_request(context, human[context.key], _findings(context, method), seed, 0) for context in contexts
         ],
     }
-    few = replace(choice, per_round=4)
+    few = choice.model_copy(update={"per_round": 4})
     first = [reply_request(c, renderer, draft, seed, "draft") for c in choose(valid or train, few, 1, renderer)[0][0]]
     short = [replace(r, sampling=replace(r.sampling, max_new_tokens=_WARM_UP)) for r in first]
     if not work.sampled:

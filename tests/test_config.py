@@ -124,8 +124,6 @@ def test_every_key_has_a_comment() -> None:
         (schema_evolve.Axis, "esupport.reflection.method.Axis"),
         (schema_evolve.Step, "esupport.reflection.method.Step"),
         (schema_evolve.Reflection, "esupport.reflection.method.Method"),
-        (schema_evolve.Contexts, "esupport.evolution.contexts.Choice"),
-        (schema_evolve.Drift, "esupport.evolution.exam.Drift"),
         (schema_evaluate.Question, "esupport.evaluation.judge.method.Question"),
         (schema_evaluate.Judge, "esupport.evaluation.judge.method.Judge"),
         (schema_evaluate.Seeker, "esupport.comparison.seeker.Seeker"),

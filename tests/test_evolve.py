@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from esupport.config.check import check_types
 from esupport.config.command_line import composed as compose_config
+from esupport.config.schema_evolve import Contexts, Drift
 from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
-from esupport.evolution.contexts import Choice, choose
-from esupport.evolution.exam import Drift, Exam, _length_ratio
+from esupport.evolution.contexts import choose
+from esupport.evolution.exam import Exam, _length_ratio
 from esupport.models.weights import weights_digest
 from esupport.reflection.parsing import parse_reply
 from esupport.store import Store, key_of, read_lines
@@ -345,10 +346,10 @@ def test_a_preference_set_in_the_usual_form_trains(train: Train, tmp_path: Path,
         train("objective=dpo", f"data.pairs={path}", folder="bad")
 
 
-def choice(**changes: Any) -> Choice:
+def choice(**changes: Any) -> Contexts:
     settings: dict[str, Any] = {"per_round": None, "per_conversation": 2, "turns": "spread", "first_turn": 2, "seed": 0}
     settings |= {"max_tokens": 256, "over_rounds": "disjoint"}
-    return Choice(**{**settings, **changes})
+    return Contexts(**{**settings, **changes})
 
 
 def test_contexts_are_chosen_as_asked(composed: Compose) -> None:

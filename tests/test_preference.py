@@ -42,12 +42,12 @@ from torch.nn.functional import softplus
 from esupport.data.preference import Context, Finding, PreferencePair
 from esupport.errors import DataFault, UserError
 from esupport.evolution.learning import Learner
-from esupport.evolution.rounds import Evolution, Settings
+from esupport.evolution.rounds import Evolution
 from esupport.models.slot import Slot
 from esupport.objectives import losses
 from esupport.objectives.dpo import Pairs, PreferenceOptimization
 from esupport.objectives.logprobs import shares, target_logprobs
-from esupport.objectives.reference import Scorer, score
+from esupport.objectives.reference import Scorer, check_start, score
 from esupport.rendering.datamodule import Steps
 from esupport.rendering.packing import Batch, pack, sizes
 from esupport.rendering.pairs import render_pairs
@@ -404,6 +404,22 @@ def test_a_wrong_reference_stops_the_run_before_anything_is_learnt(wrong: str, b
     assert not all(torch.equal(before[name], value) for name, value in ours.weights().items())
 
 
+def test_of_many_rows_a_spread_few_are_scored_again() -> None:
+    model, bare = small_model("llama"), planted()
+    rows = bare.scored(scores_alone(model, bare.in_order())).rows * 20
+    read: list[int] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    check_start(model, rows, 100_000, "32-true")
+    assert 31 * min(map(len, rows)) < sum(read) <= 32 * max(map(len, rows)) < sum(map(len, rows))
+    for wrong in (0, -1):
+        stale = [*rows]
+        stale[wrong] = replace(rows[wrong], reference=rows[wrong].reference + 1)
+        with pytest.raises(UserError, match="policy and reference differ"):
+            check_start(model, stale, 100_000, "32-true")
+
+
 def test_another_reference_than_the_start_is_not_held_against_it_but_told(
     bench: MakeBench, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -505,13 +521,13 @@ def test_start_reference_and_pairs_of_each_round_are_those_named(
     monkeypatch.setattr("esupport.evolution.rounds._kept", lambda stage: [stage.folder.name])
     silent = dict.fromkeys(("add", "system", "round", "pairs"), lambda *_: None)
     nothing: Any = SimpleNamespace(**silent, keys=lambda *_: [])
-    rest: Any = dict.fromkeys(("method", "draft", "filters", "objective", "contexts", "human", "renderer", "store", "writer"))
-    evolution = Evolution(
-        settings=Settings(rounds=3, start=start, reference=reference, pairs=pairs, seed=0),
-        learner=SimpleNamespace(prefer=prefer, render=lambda kept: learnt.append(kept)),  # type: ignore[arg-type]
-        exam=SimpleNamespace(take=lambda *_: {"warnings": []}, drift=SimpleNamespace(stop=False)),  # type: ignore[arg-type]
-        ledger=nothing, output=nothing, console=Console(quiet=True), **rest,
-    )  # fmt: skip
+    nothing.ledger, nothing.console = nothing, Console(quiet=True)
+    parts: dict[str, Any] = {
+        "settings": SimpleNamespace(rounds=3, start=start, reference=reference, pairs=pairs),
+        "learner": SimpleNamespace(prefer=prefer, render=lambda kept: learnt.append(kept)),
+        "exam": SimpleNamespace(take=lambda *_: {"warnings": []}, drift=SimpleNamespace(stop=False)),
+    }
+    evolution = Evolution(**parts, output=nothing, **dict.fromkeys(("method", "contexts", "human", "writer")))  # type: ignore[arg-type]
     evolution.run(M0)
     assert asked == BY_NAME[start, reference]
     assert drafted == [M0, M1, M2], "drafts are always those of the system before"

@@ -45,9 +45,8 @@ class Reflection(Own):
 
 
 class Contexts(Own):
-    """:class:`esupport.evolution.contexts.Choice`."""
+    """Which contexts a round works on."""
 
-    target: str = Field(alias="_target_")
     per_round: PositiveInt | None
     per_conversation: PositiveInt
     turns: Literal["spread", "first", "last", "random"]
@@ -58,7 +57,7 @@ class Contexts(Own):
 
 
 class Drift(Own):
-    """:class:`esupport.evolution.exam.Drift`."""
+    """Bounds beyond which replies are said to drift; None for no bound."""
 
     length_ratio: PositiveFloat | None
     repetition: Share | None
@@ -68,7 +67,7 @@ class Drift(Own):
 
 
 class Evolution(Own):
-    """The loop: :class:`esupport.evolution.rounds.Settings`, and what is drafted, shown and warned of."""
+    """The loop, and what is drafted, shown and warned of."""
 
     rounds: NonNegativeInt
     start: Literal["previous", "sft"]

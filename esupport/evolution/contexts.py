@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from esupport.config.schema_evolve import Contexts
 from esupport.data.conversation import Conversation
 from esupport.data.preference import Context
 from esupport.errors import UserError
@@ -16,31 +15,8 @@ from esupport.rendering.contexts import context_of, spread
 from esupport.rendering.template import Renderer
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How contexts are chosen.
-
-    Args:
-        per_round: at most so many; None for all.
-        per_conversation: supporter turns used of a conversation.
-        turns: ``spread`` evenly, the ``first`` ones, the ``last`` ones, or ``random``.
-        first_turn: seeker turns that must have been said.
-        max_tokens: bound on a context; turns whose whole context fits are preferred, else its oldest turns are dropped.
-        over_rounds: ``same`` contexts in each round, or ``disjoint`` ones, of other conversations.
-        seed: of the draw.
-    """
-
-    per_round: int | None
-    per_conversation: int
-    turns: Literal["spread", "first", "last", "random"]
-    first_turn: int
-    max_tokens: int
-    over_rounds: Literal["same", "disjoint"]
-    seed: int
-
-
 def choose(
-    conversations: Sequence[Conversation], choice: Choice, rounds: int, renderer: Renderer
+    conversations: Sequence[Conversation], choice: Contexts, rounds: int, renderer: Renderer
 ) -> tuple[list[list[Context]], dict[str, str]]:
     """The contexts of each round, a pure function of conversations and choice, and the replies of the data to them, by key.
 
@@ -79,7 +55,7 @@ def choose(
     return chosen, human
 
 
-def _of_conversation(conversation: Conversation, choice: Choice, renderer: Renderer) -> list[Context]:
+def _of_conversation(conversation: Conversation, choice: Contexts, renderer: Renderer) -> list[Context]:
     asked = [
         turn
         for turn in conversation.supporter_turns()

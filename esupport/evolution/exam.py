@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from esupport.config.schema_evolve import Drift
 from esupport.data.conversation import Conversation
 from esupport.data.preference import Context
 from esupport.evaluation.likelihood import nll, per_conversation
 from esupport.evaluation.metrics.variety import distinct_n
 from esupport.evaluation.replies import repetition, words
-from esupport.evolution.ledger import Ledger
 from esupport.evolution.writing import Writer
 from esupport.generators.protocol import HELD_OUT, Reply, Sampling, reply_request
 from esupport.objectives.reference import Scorer
@@ -24,25 +24,6 @@ from esupport.rendering.corpus import Corpus
 from esupport.rendering.row import Row
 from esupport.rendering.rows import Rows
 from esupport.rendering.template import Renderer
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Bounds beyond which replies are said to drift; None for no bound.
-
-    Args:
-        length_ratio: mean length in words over M_0's, or one over it.
-        repetition: mean share of repeated word trigrams in a reply.
-        kl: nats a token of own replies, to M_0.
-        unfinished: share of replies that reach the longest length.
-        stop: start no round after a warning of a round; what was made is kept.
-    """
-
-    length_ratio: float | None
-    repetition: float | None
-    kl: float | None
-    unfinished: float | None
-    stop: bool
 
 
 @dataclass
@@ -54,8 +35,8 @@ class Exam:
         contexts: held-out contexts to which each system replies, with their conversations.
         sampling: of these replies.
         seed: of the sampling.
-        renderer, writer, scorer, ledger: of the run.
-        drift: bounds.
+        renderer, writer, scorer: of the run.
+        drift: bounds beyond which replies are said to drift; ``conf/evolve.yaml`` tells each.
 
     Attributes:
         replies: by system, in the order of the contexts.
@@ -68,14 +49,13 @@ class Exam:
     renderer: Renderer
     writer: Writer
     scorer: Scorer
-    ledger: Ledger
     drift: Drift
     replies: dict[str, list[Reply]] = field(default_factory=dict)
 
     def take(self, system: str, round_: int, adapter: Path, start: Path | None, first: Path) -> dict[str, Any]:
         """The figures of one system; ``start`` is what its round started from, ``first`` M_0's adapter."""
         scores, stage = self.scorer.scores(self.held_out.rows, adapter)
-        self.ledger.add(stage, round_, f"{system}/held-out likelihood", self.ledger.keys("data", system))
+        self.writer.ledger.add(stage, round_, f"{system}/held-out likelihood", self.writer.ledger.keys("data", system))
         value, interval = nll(*per_conversation(self.held_out.units, scores))
         replies = self._write(system, round_, adapter)
         texts = [reply.text for reply in replies]
@@ -110,10 +90,10 @@ class Exam:
         if not rows:
             return None
         own, stage = self.scorer.scores(rows, adapter)
-        made_from = self.ledger.keys(f"round-{round_}/replies")
-        self.ledger.add(stage, round_, "likelihood of own replies", made_from)
+        made_from = self.writer.ledger.keys(f"round-{round_}/replies")
+        self.writer.ledger.add(stage, round_, "likelihood of own replies", made_from)
         others, stage = self.scorer.scores(rows, other)
-        self.ledger.add(stage, round_, "likelihood of own replies, before", made_from)
+        self.writer.ledger.add(stage, round_, "likelihood of own replies, before", made_from)
         return float((np.concatenate(own) - np.concatenate(others)).sum() / sum(len(row.targets) for row in rows))
 
     def _rows(self, replies: Sequence[Reply]) -> list[Row]:

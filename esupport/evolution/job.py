@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from esupport.config.resolvers import output_dir
+from esupport.config.schema_evolve import Evolve
 from esupport.data.sides import write_learnt_from
-from esupport.evolution.contexts import Choice, choose
-from esupport.evolution.exam import Drift, Exam
+from esupport.evolution.contexts import choose
+from esupport.evolution.exam import Exam
 from esupport.evolution.learning import Learner
 from esupport.evolution.ledger import Ledger
 from esupport.evolution.output import Output
-from esupport.evolution.rounds import Evolution, Settings
+from esupport.evolution.rounds import Evolution
 from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Generator, Sampling
 from esupport.models.backbone import Backbone
@@ -89,11 +90,10 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         first = trained.folder / "adapter"
     output.adapter(first, "sft/adapter")
 
-    choice: Choice = make(plain["contexts"], "contexts")
-    settings = Settings(**{k: v for k, v in plain["evolution"].items() if k in Settings.__dataclass_fields__})
+    typed = Evolve.model_validate(plain)
     sampling = dict(plain["samples"])
     count = sampling.pop("contexts")
-    held_out = spread_contexts(prepared.corpora["valid"].kept, count, 1, prepared.renderer, choice.max_tokens)
+    held_out = spread_contexts(prepared.corpora["valid"].kept, count, 1, prepared.renderer, typed.contexts.max_tokens)
     exam = Exam(
         held_out=prepared.corpora["valid"],
         contexts=held_out,
@@ -102,28 +102,10 @@ def evolve(cfg: DictConfig) -> list[dict[str, Any]]:
         renderer=prepared.renderer,
         writer=writer,
         scorer=scorer,
-        ledger=ledger,
-        drift=Drift(**plain["evolution"]["drift"]),
+        drift=typed.evolution.drift,
     )
-    contexts, human = choose(prepared.corpora["train"].kept, choice, settings.rounds, prepared.renderer)
-    evolution = Evolution(
-        settings=settings,
-        method=method,
-        draft=Sampling(**plain["evolution"]["draft"]),
-        filters=plain["filters"],
-        objective=plain["objective"],
-        contexts=contexts,
-        human=human,
-        renderer=prepared.renderer,
-        store=store,
-        writer=writer,
-        learner=learner,
-        exam=exam,
-        ledger=ledger,
-        output=output,
-        console=console,
-    )
-    systems = evolution.run(first)
+    contexts, human = choose(prepared.corpora["train"].kept, typed.contexts, typed.evolution.rounds, prepared.renderer)
+    systems = Evolution(typed.evolution, method, contexts, human, writer, learner, exam, output).run(first)
     output.end(systems)
     return systems
 

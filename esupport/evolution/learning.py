@@ -12,7 +12,6 @@ from rich.console import Console
 
 from esupport.data.preference import PreferencePair
 from esupport.errors import UserError
-from esupport.evolution.per_round import of_round
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.objectives.dpo import PreferenceOptimization
@@ -31,6 +30,7 @@ from esupport.training.resume import sound
 _COSMETIC = {"accelerator", "devices", "strategy", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"}
 _COSMETIC |= {"default_root_dir", "num_sanity_val_steps", "enable_checkpointing"}
 _SHOWING = {"last", "progress_bar"}  # callbacks of which the same holds
+_BY_ROUND = ("beta", "lr")  # the keys of the objective that may be a list with a value for each round
 
 
 @dataclass
@@ -171,3 +171,14 @@ def _nowhere(callbacks: dict[str, Any]) -> dict[str, Any]:
 def _checkpoint(folder: Path) -> str | None:
     last = folder / ".checkpoints" / "last.ckpt"
     return str(last) if sound(last) else None
+
+
+def of_round(node: Any, round_: int) -> Any:
+    """``node`` with the value of ``round_`` (from 1) in place of each list of values by round."""
+    if isinstance(node, list):
+        return node[round_ - 1]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: of_round(value, round_) if key in _BY_ROUND or isinstance(value, dict) else value for key, value in node.items()
+    }

@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console
-
+from esupport.config.schema_evolve import Evolution as Settings
 from esupport.data.preference import Context, PreferencePair, read_pairs
 from esupport.evolution.exam import Exam
-from esupport.evolution.learning import Learner
-from esupport.evolution.ledger import Ledger
+from esupport.evolution.learning import Learner, of_round
 from esupport.evolution.output import Output
-from esupport.evolution.per_round import of_round
 from esupport.evolution.writing import Writer
 from esupport.generators.protocol import Sampling, reply_request
 from esupport.reflection.filters import Filter
@@ -24,28 +21,8 @@ from esupport.reflection.method import Method
 from esupport.reflection.pairing import filter_counts, fits, judging, pair_up, sift
 from esupport.reflection.steps import Outcome, refine, reflect
 from esupport.reflection.wording import words
-from esupport.rendering.template import Renderer
-from esupport.store import Stage, Store, key_of, write_lines
+from esupport.store import Stage, key_of, write_lines
 from esupport.training.environment import make
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the paper leaves open about rounds.
-
-    Args:
-        rounds: how many.
-        start: a round trains from the ``previous`` round's adapter, or from phase 1's (``sft``).
-        reference: of DPO: what the round starts from (``round_start``), phase 1's adapter (``sft``) or the ``base``.
-        pairs: of the ``current`` round, or ``cumulative``.
-        seed: of drafts, reflection and refinement.
-    """
-
-    rounds: int
-    start: Literal["previous", "sft"]
-    reference: Literal["round_start", "sft", "base"]
-    pairs: Literal["current", "cumulative"]
-    seed: int
 
 
 @dataclass
@@ -53,42 +30,33 @@ class Evolution:
     """One run of the method from M_0 on.
 
     Args:
-        settings: of the loop.
+        settings: of the loop; ``conf/evolve.yaml`` tells each.
         method: the reflection group.
-        draft: sampling of the drafts.
-        filters: nodes of the filters, by name; they are made anew for each round.
-        objective: its node, for the record of a round's settings.
         contexts: of each round.
         human: the replies of the data, by the contexts' keys.
-        renderer, store, writer, learner, exam, ledger, output, console: of the run.
+        writer, learner, exam, output: of the run.
     """
 
     settings: Settings
     method: Method
-    draft: Sampling
-    filters: Mapping[str, Any]
-    objective: Mapping[str, Any]
     contexts: Sequence[Sequence[Context]]
     human: Mapping[str, str]
-    renderer: Renderer
-    store: Store
     writer: Writer
     learner: Learner
     exam: Exam
-    ledger: Ledger
     output: Output
-    console: Console
 
     def run(self, first: Path) -> list[dict[str, Any]]:
         """All rounds from M_0's adapter ``first``; the figures of each system, in order."""
+        console, ledger = self.output.console, self.output.ledger
         systems = [self.exam.take("M0", 0, first, None, first)]
         self.output.system(systems, "sft/adapter", self.exam)
         adapters, rounds = [first], []
         for number in range(1, self.settings.rounds + 1):
             if self.exam.drift.stop and number > 1 and systems[-1]["warnings"]:
-                self.console.print(f"Stopped before round {number}: {'; '.join(systems[-1]['warnings'])}.", markup=False)
+                console.print(f"Stopped before round {number}: {'; '.join(systems[-1]['warnings'])}.", markup=False)
                 break
-            self.console.rule(f"Round {number} of {self.settings.rounds}: M{number - 1} to M{number}")
+            console.rule(f"Round {number} of {self.settings.rounds}: M{number - 1} to M{number}")
             made, figures = self._pairs(number, adapters[-1])
             rounds.append(made)
             self.output.pairs(number, made.folder, figures)
@@ -97,17 +65,15 @@ class Evolution:
             learnt = rounds if self.settings.pairs == "cumulative" else [made]
             pairs = [pair for stage in learnt for pair in _kept(stage)]
             if not pairs and number > 1:
-                self.console.print(
-                    f"Stopped in round {number}: no pair is left; its dropped.jsonl has the reasons.", markup=False
-                )
+                console.print(f"Stopped in round {number}: no pair is left; its dropped.jsonl has the reasons.", markup=False)
                 break
             corpus = self.learner.render(pairs)
             trained, scored = self.learner.prefer(number, corpus, start, reference)
             started = f"M{number - 1}" if self.settings.start == "previous" else "M0"
             frozen = {"round_start": [started], "sft": ["M0"], "base": []}[self.settings.reference]
             made_from = [stage.key for stage in learnt]
-            self.ledger.add(scored, number, f"round-{number}/reference", [*made_from, *self.ledger.keys(*frozen)])
-            self.ledger.add(trained, number, f"M{number}", [*made_from, scored.key, *self.ledger.keys(started)])
+            ledger.add(scored, number, f"round-{number}/reference", [*made_from, *ledger.keys(*frozen)])
+            ledger.add(trained, number, f"M{number}", [*made_from, scored.key, *ledger.keys(started)])
             adapters.append(trained.folder / "adapter")
             self.output.round(number, trained.folder, figures, self._settings(number))
             systems.append(self.exam.take(f"M{number}", number, adapters[-1], start, first))
@@ -116,8 +82,9 @@ class Evolution:
 
     def _pairs(self, number: int, adapter: Path) -> tuple[Stage, dict[str, Any]]:
         """Steps 1 to 6 of the method: the stage with ``pairs.jsonl`` and ``dropped.jsonl``, and what was counted."""
-        contexts, seed = self.contexts[number - 1], [self.settings.seed, number]
-        requests = [reply_request(context, self.renderer, self.draft, seed, "draft") for context in contexts]
+        contexts, seed, renderer = self.contexts[number - 1], [self.settings.seed, number], self.learner.prepared.renderer
+        sampling, ledger = Sampling(**self.learner.plain["evolution"]["draft"]), self.output.ledger
+        requests = [reply_request(context, renderer, sampling, seed, "draft") for context in contexts]
         drafted = self.writer.ask("draft", number, requests, "policy", adapter)
         drafts = {c.key: (q, r) for c, q, r in zip(contexts, requests, drafted, strict=True)}
         texts = {key: reply.text for key, (_, reply) in drafts.items()}
@@ -134,13 +101,13 @@ class Evolution:
             answers = ask("refine", method.refine.by)
             refined, human = refine(method, contexts, texts, reflected.values, seed, answers, judge), {}
         pairs = pair_up(contexts, drafts, reflected, refined, human, writers, number)
-        stage = self.store.stage(
+        stage = self.writer.store.stage(
             "pairs",
-            {"pairs": key_of(pairs), "filters": dict(self.filters), "fits": self.renderer.contents},
+            {"pairs": key_of(pairs), "filters": self.learner.plain["filters"], "fits": renderer.contents},
             lambda folder: self._sift(pairs, folder),
         )
         asked = (f"round-{number}/{step}" for step in ("draft", "reflect", "refine"))
-        self.ledger.add(stage, number, f"round-{number}/pairs", self.ledger.keys(*asked))
+        ledger.add(stage, number, f"round-{number}/pairs", ledger.keys(*asked))
         return stage, self._counts(stage, len(contexts), reflected, refined)
 
     def _writer(self, by: Any) -> str:
@@ -155,8 +122,8 @@ class Evolution:
 
     def _filters(self) -> dict[str, Filter]:
         """New filters: one of them remembers what it judged."""
-        filters = {name: make(node, f"filters.{name}") for name, node in self.filters.items() if node}
-        return {**filters, "fits": partial(fits, self.renderer)}
+        filters = {name: make(node, f"filters.{name}") for name, node in self.learner.plain["filters"].items() if node}
+        return {**filters, "fits": partial(fits, self.learner.prepared.renderer)}
 
     def _counts(self, stage: Stage, contexts: int, reflected: Outcome, refined: Outcome | None) -> dict[str, Any]:
         kept, dropped = _kept(stage), read_pairs(stage.folder / "dropped.jsonl")
@@ -168,7 +135,7 @@ class Evolution:
             "contexts": contexts,
             "kept": len(kept),
             "dropped": len(dropped),
-            "filters": filter_counts(dropped, [*(name for name, node in self.filters.items() if node), "fits"]),
+            "filters": filter_counts(dropped, self._filters()),
             "refused": dict(Counter(name for pair in both for attempt in pair.refused for name in attempt.verdicts)),
             "reflect": dict(reflected.counts),
             "refine": dict(refined.counts) if refined else {},
@@ -177,7 +144,7 @@ class Evolution:
         }
 
     def _settings(self, number: int) -> dict[str, Any]:
-        objective = of_round(dict(self.objective), number)
+        objective = of_round(self.learner.plain["objective"], number)
         return {
             "loss": objective["loss"]["_target_"].rpartition(".")[2],
             "beta": objective["loss"]["beta"],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esupport.generators.decoding import decode
-from esupport.generators.protocol import Reply, Request, Sampling, behind
+from esupport.generators.protocol import Reply, Request, Sampling, reply_of
 from esupport.models.slot import Slot
 from esupport.rendering.template import Renderer
 
@@ -122,9 +122,5 @@ class SeededSampling:
 def _reply(renderer: Renderer, row: list[int], ends: set[int], request: Request) -> Reply:
     stop = next((i for i, token in enumerate(row) if token in ends), None)
     kept = row if stop is None else row[:stop]
-    text, line_break = str(renderer.tokenizer.decode(kept, skip_special_tokens=True)), ""
-    if request.sampling.one_line:
-        body = text.lstrip()
-        first, line_break, _ = body.partition("\n")
-        text = text[: len(text) - len(body)] + first
-    return Reply(text=behind(request.begun, text), tokens=len(kept), finished=stop is not None or bool(line_break))
+    text = str(renderer.tokenizer.decode(kept, skip_special_tokens=True))
+    return reply_of(request, text, len(kept), stop is not None)

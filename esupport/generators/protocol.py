@@ -83,12 +83,14 @@ def behind(begun: str, text: str) -> str:
     return f" {body}" if body and text[0].isspace() and begun[-1:].strip() else body
 
 
-def line_of(request: Request, text: str, ended: bool) -> tuple[str, bool]:
-    """``text`` as far as the request asks for it, and whether it ended: one line is over at its line break."""
-    if not request.sampling.one_line:
-        return text, ended
-    line, line_break, _ = text.partition("\n")
-    return line.rstrip(), ended or bool(line_break)
+def reply_of(request: Request, text: str, tokens: int, ended: bool) -> Reply:
+    """What is kept of a text that was written behind ``begun``; one line is over at its first line break behind words."""
+    line_break = ""
+    if request.sampling.one_line:
+        body = text.lstrip()
+        line, line_break, _ = body.partition("\n")
+        text = text[: len(text) - len(body)] + line
+    return Reply(text=behind(request.begun, text), tokens=tokens, finished=ended or bool(line_break))
 
 
 class BrokenOff(UserError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import BrokenOff, Reply, Request, behind, in_pieces, line_of
+from esupport.generators.protocol import BrokenOff, Reply, Request, in_pieces, reply_of
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -158,9 +158,7 @@ class OpenAIServer:
             said = text.strip()
             text = said.removeprefix(request.begun.strip())
             text = f" {said}" if text == said else text  # it went on without repeating the beginning
-        text = behind(request.begun, text)
-        text, ended = line_of(request, text, ended)
-        return Reply(text=text, tokens=tokens, finished=ended and bool(text))
+        return reply_of(request, text, tokens, ended and bool(text.strip()))
 
     def _failure(self, error: APIError) -> UserError:
         """What went wrong for good, in one line that names the key to mend and never shows the server's."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esupport.errors import UserError, first_line
-from esupport.generators.protocol import Reply, Request, behind, in_pieces, line_of
+from esupport.generators.protocol import Reply, Request, in_pieces, reply_of
 from esupport.models.slot import Slot
 from esupport.models.weights import weights_digest
 from esupport.rendering.template import Renderer
@@ -81,11 +81,8 @@ class VLLM:
             written = self._engine.generate(prompts, sampling, lora_request=_lora(adapter), use_tqdm=False)
         except (ValueError, RuntimeError) as error:  # a prompt that is too long, an adapter it does not take
             raise UserError(f"generator: vLLM: {first_line(error)}") from error
-        return [self._reply(request, answer.outputs[0]) for request, answer in zip(requests, written, strict=True)]
-
-    def _reply(self, request: Request, out: Any) -> Reply:
-        text, ended = line_of(request, behind(request.begun, out.text), out.finish_reason == "stop")
-        return Reply(text=text, tokens=len(out.token_ids), finished=ended)
+        answers = ((request, answer.outputs[0]) for request, answer in zip(requests, written, strict=True))
+        return [reply_of(request, out.text, len(out.token_ids), out.finish_reason == "stop") for request, out in answers]
 
     @cached_property
     def _engine(self) -> Any:

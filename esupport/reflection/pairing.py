@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from esupport.data.preference import Context, PreferencePair
@@ -113,7 +113,7 @@ def fits(renderer: Renderer, pair: PreferencePair) -> str | None:
     return f"{longest} tokens" if longest > renderer.max_tokens else None
 
 
-def filter_counts(dropped: Sequence[PreferencePair], filters: Sequence[str]) -> dict[str, int]:
+def filter_counts(dropped: Sequence[PreferencePair], filters: Iterable[str]) -> dict[str, int]:
     """How many pairs each filter, and what stands before the filters, dropped; a pair may be dropped by several."""
     counts = Counter(name for pair in dropped for name in pair.dropped)
     return {name: counts[name] for name in ("unparsable", *filters)}
