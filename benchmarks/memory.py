@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
     report.show(options.console())
     report.write(given.out)
     _draw(rows, length, vocabulary, given.out)
-    print(report.last_line(report.rows[-1].key), flush=True)
+    shown = next(row for (point, _), row in rows.items() if point == Point(given.tasks[0], length, given.vocabularies[-1]))
+    print(report.last_line(shown.key), flush=True)
     return 0 if report.agrees else 1
 
 

@@ -20,6 +20,7 @@ from test_judge import HOSTILE, SCORES, asker, judge, skeleton
 
 from esupport.comparison.dialogue import SILENT, TOO_LONG, Dialogue, converse, rate_dialogues, with_ratings
 from esupport.comparison.judging import Judged, judge_dialogues
+from esupport.comparison.replying import Manner
 from esupport.comparison.seeker import Seeker, message_of
 from esupport.config.binding import bind
 from esupport.config.command_line import composed
@@ -91,7 +92,7 @@ def held(
     by: Seeker | None = None,
     cards: Any = CARDS,
 ) -> list[Dialogue]:
-    return converse(name, replies, by or seeker(), speak, cards, local.renderer, SAMPLING, 7, PLENTY)
+    return converse(name, replies, by or seeker(), speak, cards, Manner(local.renderer, SAMPLING, 7, PLENTY))
 
 
 def test_a_dialogue_goes_turn_by_turn_all_cards_in_step(local: Local) -> None:
@@ -143,7 +144,7 @@ def test_the_seeds_follow_their_settings(local: Local) -> None:
     system, person = Side(supports), Side(talks)
     held(local, system, person)
     other, again = Side(supports), Side(talks)
-    converse("M1", other, seeker("seeker.seed=5"), again, CARDS, local.renderer, SAMPLING, 8, PLENTY)
+    converse("M1", other, seeker("seeker.seed=5"), again, CARDS, Manner(local.renderer, SAMPLING, 8, PLENTY))
     assert {r.seed for r in person.asked}.isdisjoint(r.seed for r in again.asked)
     assert {r.seed for r in system.asked}.isdisjoint(r.seed for r in other.asked)
 
@@ -281,7 +282,7 @@ def test_the_oldest_turns_of_a_long_dialogue_are_dropped_whole(local: Local) -> 
     held(local, Side(supports), first_message, by=seeker("seeker.turns=1"), cards=CARDS[:1])
     bound = tokens(first_message.asked[0]) + by.sampling.max_new_tokens + 200
     system, person = Side(lambda r: "so " * 30 + r.id), Side(lambda r: "and " * 20 + r.id)
-    (found,) = converse("M1", system, by, person, CARDS[:1], bounded(local.renderer, bound), SAMPLING, 7, 220)
+    (found,) = converse("M1", system, by, person, CARDS[:1], Manner(bounded(local.renderer, bound), SAMPLING, 7, 220))
     assert (len(found.turns), found.broken_off) == (12, "")
     assert max(map(tokens, system.asked)) <= 220
     assert max(map(tokens, person.asked)) <= bound - by.sampling.max_new_tokens
@@ -301,7 +302,7 @@ def test_where_not_even_the_last_turns_fit_the_dialogue_ends(local: Local, side:
     system = Side(lambda r: "so " * 2000 if side == "supporter" else "Yes.")
     person = Side(lambda r: "so " * 2000 if side == "seeker" else "No.")
     renderer = bounded(local.renderer, 100 if side == "card" else 1500)
-    (found,) = converse("M1", system, seeker(), person, CARDS[:1], renderer, SAMPLING, 7, 1500)
+    (found,) = converse("M1", system, seeker(), person, CARDS[:1], Manner(renderer, SAMPLING, 7, 1500))
     assert (len(found.turns), found.broken_off) == (turns, TOO_LONG)
     assert (len(system.sets), len(person.sets)) == {"supporter": (1, 1), "seeker": (0, 1), "card": (0, 0)}[side]
 
@@ -372,7 +373,8 @@ def test_two_systems_of_the_tiny_model_are_talked_with_and_judged_by_it(local: L
         return ask(store, "replies", generator, requests, None, console)[1]
 
     by = seeker("seeker.turns=2", "seeker.sampling.max_new_tokens=8")
-    one, two = (converse(n, speak, by, speak, local.talks, local.renderer, SAMPLING, 0, 2000) for n in ("M0", "M1"))
+    manner = Manner(local.renderer, SAMPLING, 0, 2000)
+    one, two = (converse(n, speak, by, speak, local.talks, manner) for n in ("M0", "M1"))
     assert [d.model_copy(update={"system": "M1"}) for d in one] == two
     assert [d.card for d in one] == [talk.id for talk in local.talks]
     assert sum(len(d.turns) == 4 for d in one) >= 3

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from esupport.comparison.figures import estimates
+from esupport.comparison.replying import Manner
 from esupport.comparison.safety import Safety, Tried, safety_figures
 from esupport.config.binding import bind
 from esupport.config.command_line import CONF
@@ -386,7 +387,7 @@ def tried(name: str, says: Callable[[str], str]) -> tuple[list[Tried], list[list
         return [Reply(text=says(request.family), tokens=9, finished=True) for request in requests]
 
     sampling = Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9)
-    found = SAFETY.try_system(name, replies, list(MESSAGES.values()), cast(Any, Renderer()), sampling, 3)
+    found = SAFETY.try_system(name, replies, list(MESSAGES.values()), Manner(cast(Any, Renderer()), sampling, 3, 1000))
     return found, asked
 
 

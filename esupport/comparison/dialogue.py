@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import Field, field_serializer
 
-from esupport.comparison.replying import Replies
+from esupport.comparison.replying import Manner, Replies
 from esupport.comparison.seeker import Seeker, message_of
 from esupport.data.conversation import Conversation, Record, Turn
 from esupport.data.preference import Context
@@ -17,8 +17,7 @@ from esupport.evaluation.judge.method import Judge
 from esupport.evaluation.judge.quoting import harmless, person, spoken
 from esupport.evaluation.judge.records import Rating
 from esupport.evaluation.judge.verdicts import on_rubric
-from esupport.generators.protocol import Sampling, reply_request, seed_of
-from esupport.rendering.contexts import context_of
+from esupport.generators.protocol import seed_of
 from esupport.rendering.template import Renderer
 
 SILENT, TOO_LONG = "the seeker said nothing", "the last turns do not fit"
@@ -55,11 +54,11 @@ class _Talk:
     turns: list[Turn] = field(default_factory=list)
     broken_off: str = ""
 
-    def context(self, renderer: Renderer, max_tokens: int) -> Context | None:
+    def context(self, manner: Manner) -> Context | None:
         """What the system replies to: what was said, and nothing of the card but its own instruction, if it has one."""
         turns = (*self.turns, Turn(role="supporter", text=""))
         said = Conversation(id=self.card.id, turns=turns, instruction=self.card.instruction)
-        return context_of(said, len(self.turns), renderer, max_tokens)
+        return manner.context(said, len(self.turns))
 
 
 def converse(
@@ -68,10 +67,7 @@ def converse(
     seeker: Seeker,
     speak: Replies,
     cards: Sequence[Conversation],
-    renderer: Renderer,
-    sampling: Sampling,
-    seed: int,
-    max_tokens: int,
+    manner: Manner,
 ) -> list[Dialogue]:
     """Dialogues of one system with the seeker of each card, in step: each turn is one set of requests.
 
@@ -81,9 +77,8 @@ def converse(
         seeker: how the seeker is played.
         speak: who plays it.
         cards: conversations, of which profile, emotion, problem and situation are played; those that tell nothing are left out.
-        renderer: of the system's requests; counts the seeker's tokens too, whoever plays it.
-        sampling, seed: of the system's replies.
-        max_tokens: bound on what the system reads. On either side the oldest turns are dropped, whole.
+        manner: of what the system is asked; its renderer counts the seeker's tokens too, whoever plays it. On either side the
+            oldest turns are dropped, whole.
 
     Raises:
         UserError: no card tells anything, or a side cannot be asked.
@@ -92,8 +87,8 @@ def converse(
     if not talks:
         raise UserError("seeker: the data tells nothing of the seekers that could be played; leave the dialogues out")
     for _ in range(seeker.turns):
-        _seekers_speak(talks, seeker, speak, renderer)
-        _system_replies(talks, replies, renderer, sampling, seed, max_tokens)
+        _seekers_speak(talks, seeker, speak, manner.renderer)
+        _system_replies(talks, replies, manner)
     return [Dialogue(system=name, card=talk.card.id, turns=tuple(talk.turns), broken_off=talk.broken_off) for talk in talks]
 
 
@@ -134,19 +129,17 @@ def _seekers_speak(talks: Sequence[_Talk], seeker: Seeker, speak: Replies, rende
             talk.broken_off = SILENT if fitting else TOO_LONG
 
 
-def _system_replies(
-    talks: Sequence[_Talk], replies: Replies, renderer: Renderer, sampling: Sampling, seed: int, max_tokens: int
-) -> None:
+def _system_replies(talks: Sequence[_Talk], replies: Replies, manner: Manner) -> None:
     """The system's reply in each dialogue that is not broken off, whatever it is: nothing is asked again."""
     waiting, requests = [], []
     for talk in talks:
         if talk.broken_off:
             continue
-        context = talk.context(renderer, max_tokens)
+        context = talk.context(manner)
         if context is None:
             talk.broken_off = TOO_LONG
             continue
         waiting.append(talk)
-        requests.append(reply_request(context, renderer, sampling, seed, "dialogue"))
+        requests.append(manner.request(context, "dialogue"))
     for talk, reply in zip(waiting, replies(requests) if requests else [], strict=True):
         talk.turns.append(Turn(role="supporter", text=harmless(reply.text)))

@@ -127,7 +127,7 @@ class Evaluation:
             self.left_out["judge"] = "no judge is named (judge=openai or judge=local)"
             return None
         judge: Judge = make(self.plain["judge"], "judge")
-        return judge.speaking(self.slot, self.replying.renderer)
+        return judge.speaking(self.slot, self.replying.manner.renderer)
 
     def _judged(
         self, judge: Judge | None, answered: Mapping[str, Sequence[Answered]], people: Mapping[str, Conversation]
@@ -142,7 +142,7 @@ class Evaluation:
     def _measure_likelihoods(self) -> None:
         weighted = [system for system in self.systems if system.has_weights]
         self.figures += likelihoods(weighted, self.corpus, self.scorer)
-        ranked = feedback(weighted, self.corpus.kept, self.replying.renderer, self.scorer)
+        ranked = feedback(weighted, self.corpus.kept, self.replying.manner.renderer, self.scorer)
         if isinstance(ranked, str):
             self.left_out["feedback_auc"] = ranked
         else:
@@ -178,8 +178,7 @@ class Evaluation:
         """The crisis and boundary messages, of every system that can be asked."""
         replying, found = self.replying, list[Tried]()
         for system in self._speakers():
-            ask = replying.speaking(system)
-            found += safety.try_system(system.name, ask, messages, replying.renderer, replying.sampling, replying.seed)
+            found += safety.try_system(system.name, replying.speaking(system), messages, replying.manner)
         self.figures += safety_figures(found)
         for system in self.systems:
             if system.file:
@@ -196,7 +195,7 @@ class Evaluation:
         else:
             node = self.plain["seeker_speaker"]
             named = ("seeker_speaker", node) if node else ("generator", self.plain["generator"])
-            speaker: Generator = make_generator(named[1], named[0], self.slot, self.replying.renderer)
+            speaker: Generator = make_generator(named[1], named[0], self.slot, self.replying.manner.renderer)
             seeker: Seeker = make(self.plain["seeker"], "seeker")
             return seeker, self.replying.speaking(System("seeker", "server", speaker)), cards
         return None
@@ -212,17 +211,8 @@ class Evaluation:
         seeker, speak, cards = played
         replying, found = self.replying, dict[str, list[Dialogue]]()
         for system in self._speakers():
-            found[system.name] = converse(
-                system.name,
-                replying.speaking(system),
-                seeker,
-                speak,
-                cards,
-                replying.renderer,
-                replying.sampling,
-                replying.seed,
-                replying.max_tokens,
-            )
+            replies = replying.speaking(system)
+            found[system.name] = converse(system.name, replies, seeker, speak, cards, replying.manner)
         if judge is None or judged is None:
             return [one for part in found.values() for one in part]
         most = self.plain["judge_limit"]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from esupport.comparison.evaluation import Evaluation
 from esupport.comparison.output import write_output
-from esupport.comparison.replying import Replying
+from esupport.comparison.replying import Manner, Replying
 from esupport.comparison.systems import System, refuse_learnt, systems_of
 from esupport.config.resolvers import output_dir
 from esupport.data.source import Source
@@ -75,16 +75,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     contexts = spread_contexts(corpus.kept, chosen["conversations"], chosen["per_conversation"], renderer, chosen["max_tokens"])
     if not contexts:
         raise UserError(f"split: nothing to reply to on the side {plain['split']}, or contexts.max_tokens is too small")
-    replying = Replying(
-        contexts=contexts,
-        history=chosen["history"],
-        sampling=Sampling(**plain["sampling"]),
-        seed=plain["seed"],
-        max_tokens=chosen["max_tokens"],
-        renderer=renderer,
-        store=store,
-        console=console,
-    )
+    manner = Manner(renderer, Sampling(**plain["sampling"]), plain["seed"], chosen["max_tokens"])
+    replying = Replying(contexts, chosen["history"], manner, store, console)
     scorer = scorer_of(plain, slot, store)
     loggers = make_loggers(plain)
     evaluation = Evaluation(plain, systems, corpus, side, slot, scorer, replying)

@@ -25,22 +25,43 @@ Replies = Callable[[Sequence[Request]], list[Reply]]
 
 
 @dataclass(frozen=True)
+class Manner:
+    """In what manner systems are asked: all in the same.
+
+    Args:
+        renderer: of the requests.
+        sampling, seed: of a reply, and of its sampling.
+        max_tokens: bound on a context, of which the oldest turns are dropped, whole.
+    """
+
+    renderer: Renderer
+    sampling: Sampling
+    seed: int
+    max_tokens: int
+
+    def request(self, context: Context, step: str) -> Request:
+        """For a reply to a context; ``step`` tells its draw from those of other steps."""
+        return reply_request(context, self.renderer, self.sampling, self.seed, step)
+
+    def context(self, whole: Conversation, turn: int) -> Context | None:
+        """What stands before a turn; None where not even its last turn fits."""
+        return context_of(whole, turn, self.renderer, self.max_tokens)
+
+
+@dataclass(frozen=True)
 class Replying:
     """How systems are asked for replies.
 
     Args:
         contexts: what is replied to, with the conversations.
         history: ``human``: the supporter's turns before the reply are the data's (teacher forcing); ``own``: the system's.
-        sampling, seed, max_tokens: of a reply, of its sampling, and bound on a context.
-        renderer, store, console: of the run.
+        manner: of what is asked.
+        store, console: of the run.
     """
 
     contexts: Sequence[tuple[Context, Conversation]]
     history: Literal["human", "own"]
-    sampling: Sampling
-    seed: int
-    max_tokens: int
-    renderer: Renderer
+    manner: Manner
     store: Store
     console: Console
 
@@ -58,11 +79,8 @@ class Replying:
             return self._read(system, system.file)
         if self.history == "own":
             return self._on_own(system)
-        replies = self.speaking(system)([self._request(context) for context, _ in self.contexts])
+        replies = self.speaking(system)([self.manner.request(context, HELD_OUT) for context, _ in self.contexts])
         return [self._answered(system, *one, reply) for one, reply in zip(self.contexts, replies, strict=True)]
-
-    def _request(self, context: Context) -> Request:
-        return reply_request(context, self.renderer, self.sampling, self.seed, HELD_OUT)
 
     def _answered(self, system: System, context: Context, whole: Conversation, reply: Reply) -> Answered:
         return Answered(
@@ -82,9 +100,9 @@ class Replying:
         talks, found = dict(humans), dict[str, Answered]()
         for step in range(max(map(len, turns.values()), default=0)):
             ready = [talks[id_] for id_ in talks if step < len(turns[id_])]
-            contexts = [context_of(talk, turns[talk.id][step], self.renderer, self.max_tokens) for talk in ready]
+            contexts = [self.manner.context(talk, turns[talk.id][step]) for talk in ready]
             asked = [context for context in contexts if context]
-            replies = self.speaking(system)([self._request(context) for context in asked])
+            replies = self.speaking(system)([self.manner.request(context, HELD_OUT) for context in asked])
             for context, reply in zip(asked, replies, strict=True):
                 id_, turn = context.conversation, context.turn
                 found[context.key] = self._answered(system, context, humans[id_], reply)

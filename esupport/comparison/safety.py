@@ -13,16 +13,14 @@ from itertools import pairwise
 from pydantic import Field, model_validator
 
 from esupport.comparison.figures import Figure, shares
-from esupport.comparison.replying import Replies
+from esupport.comparison.replying import Manner, Replies
 from esupport.data.conversation import Record, Turn
 from esupport.data.files import locate, read_file
 from esupport.data.preference import Context
 from esupport.data.source import checked
 from esupport.errors import DataFault, UserError
-from esupport.generators.protocol import Sampling, reply_request
 from esupport.reflection import wording
 from esupport.reflection.wording import Patterns, compiled, first, plain
-from esupport.rendering.template import Renderer
 
 PLAIN = "plain"  # the kind of messages without danger, to which an alarmed reply is wrong
 Texts = Sequence[str]
@@ -138,11 +136,9 @@ class Safety:
         clauses = [text[start:end] for start, end in pairwise(sorted({0, *begins, len(text)}))]
         return {name: bool(wording.words(reply)) and self.asked[name].met_by(clauses) for name in message.asked}
 
-    def try_system(
-        self, name: str, replies: Replies, messages: Sequence[Message], renderer: Renderer, sampling: Sampling, seed: int
-    ) -> list[Tried]:
+    def try_system(self, name: str, replies: Replies, messages: Sequence[Message], manner: Manner) -> list[Tried]:
         """What the system ``name`` replies to the messages, in order; all systems draw with the same seeds."""
-        asked = [reply_request(message.context, renderer, sampling, seed, "safety") for message in messages]
+        asked = [manner.request(message.context, "safety") for message in messages]
         return [
             Tried(
                 system=name,
