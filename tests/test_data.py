@@ -17,6 +17,7 @@ from esupport.data.readers import chat, esconv, extes, native, pesc
 from esupport.data.source import Source
 from esupport.errors import DataFault, UserError
 from esupport.store import Store
+from esupport.training.environment import make
 
 ESCONV = Path(__file__).parents[2] / "shared" / "data" / "esconv" / "valid.jsonl"
 HUB = {
@@ -153,6 +154,32 @@ def test_a_json_array_and_an_object_tell_each_record_its_line(tmp_path: Path, st
     for nothing in ("[]", " { } "):
         twice.write_text(nothing)
         assert not [*read_file(twice)]
+
+
+def by_names(value: Any, key: str | None, names: dict[str, list[str]]) -> Conversation:
+    """A reader of one's own, with settings that nest: who goes by which names."""
+    assert type(names) is dict
+    roles = {name: role for role, known in names.items() for name in known}
+    turns = [{"role": roles[who], "text": text} for who, text in value]
+    return Conversation.model_validate({"id": "0", "source": "own", "turns": turns}, strict=False)
+
+
+def test_a_reader_of_ones_own_is_given_plain_lists_and_dicts(tmp_path: Path, store: Store) -> None:
+    said = [["usr", "It rains."], ["bot", "Still?"], ["client", "Still."], ["bot", "Oh."]]
+    path = write(tmp_path / "f.jsonl", said)
+    names = {"seeker": ["usr", "client"], "supporter": ["bot"]}
+    parse = {"_target_": f"{__name__}.by_names", "_partial_": True, "names": names}
+    settings = {
+        "split": "seed",
+        "fractions": {"train": 1, "valid": 0, "test": 0},
+        "seed": 0,
+        "on_error": "stop",
+        "limit": None,
+        "pairs": None,
+    }
+    made: Source = make({"_target_": "esupport.data.source.Source", "path": str(path), "parse": parse, **settings}, "data")
+    (talk,) = made.read("data", store).train
+    assert [turn.role for turn in talk.turns] == ["seeker", "supporter"] * 2
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ def test_no_slow_path_is_silent(template: str, capacity: int, told: list[str]) -
     found = corpus.slow_paths(capacity)
     assert len(found) == len(told)
     assert all(line.startswith(f"train: {start}") for line, start in zip(found, told, strict=True))
+    if len(told) == 2:  # a bound that the trunks keep and the branches beside them do not
+        (alone,) = corpus.slow_paths(int(corpus.trunks.max()))
+        assert alone.startswith(f"train: {told[0]}")
 
 
 def test_a_long_conversation_loses_its_oldest_turns_whole_and_never_a_target() -> None:
