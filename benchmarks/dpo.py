@@ -15,7 +15,8 @@ another conversation's reply of similar length, after the same context; several 
 reference is computed beforehand, its fused head is always on (on a CPU it scores every position, targets or not), and it runs
 at the fastest of 1, 2 and 4 pairs in a batch."""
 _NOTE = """The reference is counted on both sides or on neither. With it, this project's check that policy and reference start
-equal is counted too, since it is one more pass. Ratios are esupport over TRL; of tokens, TRL over esupport."""
+equal is counted too, over 32 conversations or all where there are fewer. Ratios are esupport over TRL; of tokens, TRL over
+esupport."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +45,7 @@ def _measures(warmup: int) -> list[Measure]:
         return pairs(result) / float(result["seconds"])
 
     def reference(result: Result) -> float:
-        """Seconds a pair in passes without a gradient, which are over all pairs, those of the warm-up too."""
+        """Seconds a pair in passes without a gradient, over all pairs, those of the warm-up too."""
         passes = float(result["reference_seconds"] + result.get("check_seconds", 0.0))
         return passes / (compare.counted(result, 0, "completions") / 2)
 

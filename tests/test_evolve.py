@@ -72,6 +72,8 @@ def test_two_rounds_write_what_they_promise(evolve: Evolve, tmp_path: Path) -> N
         assert any((weights[one][key] != weights[two][key]).any() for key in weights[one])
     held_out = read_lines(run / "held_out.jsonl")
     assert all(set(line["replies"]) == {"M0", "M1", "M2"} for line in held_out)
+    assert all([*turn] == ["role", "text"] and turn["text"] for line in held_out for turn in line["context"])
+    assert all(line["context"][-1]["role"] == "seeker" for line in held_out)
     assert not list(run.rglob("*.ckpt"))
 
 

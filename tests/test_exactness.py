@@ -194,7 +194,8 @@ def test_a_row_longer_than_a_batch_is_split_between_its_branches_and_nothing_cha
         for part in parts:
             points = set(part.sees[part.branch > 0].tolist())
             assert points, "what lies on the trunk goes along"
-            assert len(part) <= budget or len(points) == 1, "only one context is longer"
+            room = max(budget - part.trunk, budget // 4)
+            assert len(part) - part.trunk <= room or len(points) == 1, "only one context is longer"
             assert part.naive_tokens > 0
         assert sum(part.responses for part in parts) == sum(row.responses for row in rows)
         assert sum(part.naive_tokens for part in parts) == sum(row.naive_tokens for row in rows)
@@ -211,7 +212,7 @@ def test_parts_behind_one_trunk_give_the_log_probabilities_of_the_whole(family: 
     model = small_model(family)
     with torch.no_grad():
         (whole,) = pack([row], 100_000)
-        for budget in (1, row.trunk + 30):
+        for budget in (1, 120):
             (batch,) = pack([row], budget)
             assert len(batch.parts) > 3
             torch.testing.assert_close(target_logprobs(model, batch), target_logprobs(model, whole), atol=1e-4, rtol=0)
@@ -245,7 +246,7 @@ def test_parts_read_their_trunk_once_and_give_the_gradients_of_the_whole(family:
     )
     whole = gradient(model, row, 100_000)
     assert read == [len(row)]
-    for budget in (1, row.trunk + 30):
+    for budget in (1, 120):
         read.clear()
         found = gradient(model, row, budget)
         assert read[0] == row.trunk

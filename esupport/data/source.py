@@ -25,7 +25,7 @@ from esupport.store import Store
 Parse = Callable[..., Conversation]
 T = TypeVar("T", bound=Record)
 
-_FORMAT = 2  # of what is kept: another number has all sources read anew
+_FORMAT = 3  # of what is kept: another number has all sources read anew
 
 
 @dataclass(frozen=True)

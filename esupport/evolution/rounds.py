@@ -122,8 +122,11 @@ class Evolution:
 
     def _filters(self) -> dict[str, Filter]:
         """New filters: one of them remembers what it judged."""
-        filters = {name: make(node, f"filters.{name}") for name, node in self.learner.plain["filters"].items() if node}
+        filters = {name: make(node, f"filters.{name}") for name, node in self._filter_nodes().items()}
         return {**filters, "fits": partial(fits, self.learner.prepared.renderer)}
+
+    def _filter_nodes(self) -> dict[str, Any]:
+        return {name: node for name, node in self.learner.plain["filters"].items() if node}
 
     def _counts(self, stage: Stage, contexts: int, reflected: Outcome, refined: Outcome | None) -> dict[str, Any]:
         kept, dropped = _kept(stage), read_pairs(stage.folder / "dropped.jsonl")
@@ -135,7 +138,7 @@ class Evolution:
             "contexts": contexts,
             "kept": len(kept),
             "dropped": len(dropped),
-            "filters": filter_counts(dropped, self._filters()),
+            "filters": filter_counts(dropped, [*self._filter_nodes(), "fits"]),
             "refused": dict(Counter(name for pair in both for attempt in pair.refused for name in attempt.verdicts)),
             "reflect": dict(reflected.counts),
             "refine": dict(refined.counts) if refined else {},

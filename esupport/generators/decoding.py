@@ -88,6 +88,7 @@ def _read(policy: PeftModel, prompts: Sequence[Sequence[int]], families: Sequenc
         last.append(hidden[at])
         keys.append([key for key, _ in kept.values()])
         values.append([value for _, value in kept.values()])
+        kept.clear()  # so that each is let go as it is joined
     return logits_of(policy, torch.cat(last)), _Rows.of(trees, numbers, _joined(keys), _joined(values), most)
 
 

@@ -153,7 +153,8 @@ class Blocks:
         if how.window not in self.masks:
             self.masks[how.window] = self._block_mask(how.window)
         before = key.shape[2] - query.shape[2]
-        query = functional.pad(query, (0, 0, before, 0))  # one shape for all: it is compiled for each
+        if before:  # one shape for all, since it is compiled for each: in a part, the trunk's attention is computed for nothing
+            query = functional.pad(query, (0, 0, before, 0))
         attended, _ = flex_attention_forward(module, query, key, value, self.masks[how.window], scaling=how.scaling)
         return attended[:, before:]
 

@@ -147,7 +147,7 @@ class PreferenceOptimization(Objective):
         return int(cast("Any", self.trainer).datamodule.tokens_per_batch)
 
     def on_train_start(self) -> None:
-        """Before anything is learnt: each pair's log-ratio is 0 where the reference is the start; else it is told."""
+        """Before anything is learnt: log-ratios are seen to be 0 where the reference is the start; else they are told."""
         if self.global_step > 0:
             return
         if self.reference_is_start:

@@ -113,10 +113,10 @@ def _score(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, tell: 
 
 
 def check_start(policy: PeftModel, rows: Sequence[Row], tokens_per_batch: int, precision: str) -> None:
-    """See that the policy, before its first step, is the reference: each response's log-ratio is 0.
+    """See that the policy, before its first step, is the reference: log-ratios are 0.
 
-    Of many rows, 32 that are spread evenly are scored again: a wrong adapter, stale scores and dropout show in any, and a
-    sweep over kept scores would else take a reference pass for each of its runs.
+    All responses are scored again or, of more than 32 rows, those of 32 that are spread evenly: a wrong adapter, stale scores
+    and dropout show in any, and a sweep over kept scores would else take a reference pass for each of its runs.
 
     The bound is 1e-3 nats a completion where all is float32; where weights or arithmetic are bfloat16, 0.02 nats a token, since
     packing changes their rounding.

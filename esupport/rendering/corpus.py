@@ -91,7 +91,7 @@ class Corpus:
         bound, rows = f"batching.tokens_per_batch={tokens_per_batch}", len(self.rows)
         in_parts = int(((self.lengths > tokens_per_batch) & (self.lengths > self.trunks)).sum())
         if in_parts:
-            told = "their branches are read some at a time, behind a trunk that is read once."
+            told = "their branches are read some at a time, those of one context together, behind a trunk that is read once."
             found.append(f"{self.name}: {in_parts} of {rows} rows are longer than {bound}: {told}")
         long = int((self.trunks > tokens_per_batch).sum())
         if long:

@@ -143,16 +143,16 @@ def tree(name: str, responses: Sequence[Response]) -> list[Row]:
 def split(row: Row, capacity: int) -> list[Row]:
     """The row where it has at most ``capacity`` tokens; else its trunk with some of the branches, with some others, and so on.
 
-    Responses to one context stay together, and a trunk is never cut: a part whose trunk and one context's branches are longer
-    than ``capacity`` stays so.
+    A part has ``capacity`` tokens at most, or a trunk and a quarter of that: a trunk is never cut, and beside a long one many
+    small passes would save little. Responses to one context stay together, so theirs may be more.
     """
     parts: list[list[int]] = [[]]
-    used = row.trunk
-    for group in _of_one_context(row):
+    room, used = max(capacity - row.trunk, capacity // 4), 0
+    for group in _of_one_context(row) if len(row) > capacity else ():
         own = int(_branches_of(row, group).sum())
-        if own and used > row.trunk and used + own > capacity:  # what lies on the trunk goes along with some branch
+        if own and used and used + own > room:  # what lies on the trunk goes along with some branch
             parts.append([])
-            used = row.trunk
+            used = 0
         parts[-1] += group
         used += own
     return [row] if len(parts) == 1 else [_part(row, part) for part in parts]
