@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   the whole method on the embedded model and the shipped conversations (10 to 13 minutes on 2 cores)"
+	@echo "make demo   the whole method on the embedded model and the shipped conversations (5 to 13 minutes on 2 cores)"
 	@echo "make test   run the tests        make check   lint, types and tests"
 
 demo: install
