@@ -17,7 +17,7 @@ from benchmarks.work import Evolving
 
 ROOT = Path(__file__).parents[1]
 
-# part: what is timed, as module:function; what one calls of another counts for the outer one
+# part: what is timed, each as module:function; what one calls of another counts for the outer one
 PARTS = {
     "forward": ["esupport.objectives.logprobs:target_logprobs", "esupport.models.trunk:Trunk.__init__"],
     "backward": ["torch:Tensor.backward"],
@@ -60,8 +60,9 @@ def run(work: Evolving) -> dict[str, Any]:
     """Seconds of a run, by part, and what of it lies outside of all; imports are not counted."""
     importlib.import_module("esupport.evolution.job")
     clock = Clock()
-    for name, target in [(name, target) for name, targets in PARTS.items() for target in targets]:
-        _watch(clock, name, target)
+    for name, targets in PARTS.items():
+        for target in targets:
+            _watch(clock, name, target)
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["evolve.py", f"paths.outputs={folder}", "name=run", *work.settings()]
         started = time.perf_counter()
