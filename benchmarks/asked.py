@@ -20,7 +20,6 @@ from esupport.evolution.contexts import choose
 from esupport.generators.protocol import Request, Sampling, reply_request
 from esupport.models.backbone import Backbone
 from esupport.reflection.method import Method
-from esupport.rendering.row import common_prefix
 from esupport.rendering.template import Renderer
 from esupport.store import Store
 from esupport.training.environment import make
@@ -81,22 +80,8 @@ def result(asked: Asked, texts: dict[str, list[str]], seconds: dict[str, float])
         "step_seconds": seconds,
         "useful_tokens": useful,
         "requests": {name: len(requests) for name, requests in asked.steps.items()},
-        "tokens_read_again": _read_again(asked),
         "texts": {name: [hashlib.sha256(t.encode()).hexdigest()[:16] for t in written] for name, written in texts.items()},
     }
-
-
-def _read_again(asked: Asked) -> int:
-    """Tokens that refinements have in common with reflections, conversation by conversation: what a cache that outlived a
-    batch could save at most.
-    """
-    longest: dict[tuple[str, str], list[int]] = {}
-    for step, requests in asked.steps.items():
-        for request in requests:
-            place, prompt = (request.family, step), asked.renderer.prompt(request.messages, request.begun)
-            longest[place] = max(longest.get(place, []), prompt, key=len)
-    earlier = {family: prompt for (family, step), prompt in longest.items() if step == "reflect"}
-    return sum(common_prefix(earlier.get(family, []), prompt) for (family, step), prompt in longest.items() if step == "refine")
 
 
 def _findings(context: Context, method: Method) -> dict[str, Finding]:

@@ -54,12 +54,7 @@ def main(argv: Sequence[str]) -> int:
     report = Report("generation", options.typed("generation", argv), given.repeats, described, peers, [], agreements, runs)
     measures = _measures(list(runs[OURS][0]["step_seconds"]))
     report.rows = compare.table(report, measures)
-    again, forwarded = (runs[OURS][0][name] for name in ("tokens_read_again", "forwarded_tokens"))
-    report.notes = [
-        f"{PEER}: {setting}, sorted by length.",
-        " ".join(_NOTE.split()),
-        f"Of {OURS}'s forwarded tokens, {again / forwarded:.1%} are read a second time: refinements begin as reflections do.",
-    ]
+    report.notes = [f"{PEER}: {setting}, sorted by length.", " ".join(_NOTE.split())]
     return compare.finish(report, given, measures)
 
 

@@ -102,7 +102,6 @@ def test_generation_writes_what_generate_writes(tmp_path: Path) -> None:
     record = left(tmp_path, "generation")
     ours = record["runs"]["esupport"][0]
     assert {*ours["texts"]} == {"draft", "reflect", "refine"}
-    assert 0 < ours["tokens_read_again"] < ours["forwarded_tokens"] / 2, "one conversation, once"
     assert len(ours["texts"]["draft"]) == ours["requests"]["draft"] > 2
 
 

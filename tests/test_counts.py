@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from speaking import Local
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from esupport.config.check import check_types
+from esupport.config.command_line import composed
 from esupport.data.conversation import Conversation
 from esupport.data.files import read_file
-from esupport.data.preference import Context, PreferencePair
+from esupport.data.preference import Context, Finding, PreferencePair
 from esupport.data.readers.native import parse
 from esupport.models.forward import base_of
 from esupport.objectives.logprobs import CHUNK, shares, target_logprobs
+from esupport.reflection.method import Method
 from esupport.rendering.conversations import rendered
 from esupport.rendering.corpus import Corpus, hold
 from esupport.rendering.packing import pack
@@ -130,6 +133,35 @@ def test_a_conversation_is_read_once_for_all_its_replies_and_rows_that_ended_lea
     stepped = sum(rows for rows, columns in local.read if columns == 1)
     wanted = sum(reply.tokens for reply in replies)
     assert stepped < 1.5 * wanted
+
+
+def test_reflections_and_refinements_of_a_conversation_read_it_once(local: Local) -> None:
+    """With the method's own prompts: what refinements read is what only they say."""
+    made: Method = make(check_types("evolve", composed("evolve", ["model=tiny"]))["reflection"], "reflection")
+    contexts = [
+        Context(conversation=talk.id, turn=turn, turns=talk.turns[:turn])
+        for talk in local.talks
+        for turn in talk.supporter_turns()
+    ]
+    findings = {axis: Finding(text="of someone") for axis in made.axes}
+    reflections = [r for c in contexts for r in made.reflect_requests(c, "Hm.", 0, 0).values()]
+    refinements = [made.refine_request(c, "Hm.", findings, 0, 0) for c in contexts]
+    local.slot.load(None)
+    read = []
+    for requests in (reflections, refinements):
+        generator = local.generator(rows=1000)
+        local.read.clear()
+        for batch in generator.plan(requests):
+            generator.write(
+                [replace(requests[i], sampling=replace(requests[i].sampling, max_new_tokens=2)) for i in batch], None
+            )
+        read.append(sum(columns for _, columns in local.read if columns > 1))
+    transcripts = {c.conversation: len(local.renderer.tokenizer(c.transcript())["input_ids"]) for c in contexts}
+    said = [r.messages[-1]["content"][r.shared :] for r in refinements]
+    own = sum(len(ids) for ids in local.renderer.tokenizer(said)["input_ids"])
+    template = 16 * len(refinements)  # its few tokens behind a message
+    assert read[0] > sum(transcripts.values()) > 2 * template
+    assert own < read[1] < own + template
 
 
 @pytest.fixture

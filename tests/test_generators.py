@@ -27,6 +27,7 @@ from transformers import GenerationConfig
 
 from esupport.errors import UserError
 from esupport.generators.local import SeededSampling
+from esupport.generators.prefill import read_trunk
 from esupport.generators.protocol import Generator, Reply, Request, behind, seed_of
 from esupport.generators.scripted import Scripted
 from esupport.generators.server import OpenAIServer
@@ -513,7 +514,9 @@ def test_never_fewer_than_four_rows_decode_and_a_family_is_read_once(local: Loca
     for count in (1, 2, 5):
         local.read.clear()
         local.generator().write(local.requests()[:count], None)
-        assert {rows for rows, _ in local.read[1:]} == {max(4, count)}, "the first forward reads the trunks"
+        assert {rows for rows, columns in local.read if columns == 1} == {max(4, count)}
+        families = {asked.family for asked in local.requests()[:count]}
+        assert sum(columns > 1 for _, columns in local.read) == len(families), "a trunk each, on which all prompts lie"
     family = [asked for asked in local.requests(turns=8) if asked.family == local.talks[0].id]
     assert len(family) >= 4
     local.read.clear()
@@ -531,15 +534,80 @@ def test_one_reply_takes_as_many_forwards_as_it_has_tokens(local: Local) -> None
     assert len(local.read) == 4, "what fills the batch up is not waited for"
 
 
-def test_trunks_read_in_several_forwards_give_the_same_texts(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = local.requests(temperature=0.0)
+def test_branches_read_in_several_forwards_give_the_same_texts(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = local.requests(temperature=0.0, begun="You feel")
     local.read.clear()
     at_once = local.written(requests)
     forwards = len(local.read)
-    monkeypatch.setattr("esupport.generators.decoding._PREFILL", 1)
+    monkeypatch.setattr("esupport.generators.prefill._PREFILL", 1)
     local.read.clear()
     assert local.written(requests) == at_once
     assert len(local.read) > forwards
+
+
+def asked_twice(local: Local) -> tuple[list[Request], list[Request]]:
+    """Two questions about the same contexts, of which one step asks the first, a later one the second."""
+
+    def asking(question: str) -> list[Request]:
+        asked = []
+        for told in local.requests(temperature=0.7):
+            said = " ".join(message["content"] for message in told.messages)
+            messages = ({"role": "system", "content": "Read."}, {"role": "user", "content": f"{said}\n\n{question}"})
+            asked.append(replace(told, id=f"{told.id} {question}", messages=messages, shared=len(said)))
+        return asked
+
+    return asking("Who is it?"), asking("What would help, and what would not?")
+
+
+def texts_and_columns(local: Local, requests: list[Request], **others: Any) -> tuple[list[str], int]:
+    """What is written, and how many tokens of prompts are read for it."""
+    local.read.clear()
+    texts = local.written(requests, rows=64, **others)
+    return texts, sum(columns for _, columns in local.read if columns > 1)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
+def test_a_later_step_reads_no_trunk_again_and_writes_the_same(local: Local, share: float) -> None:
+    """What is held changes no text, whether it is all, some or nothing."""
+    first, later = asked_twice(local)
+    local.slot.load(None)
+    alone, whole = texts_and_columns(local, later)
+    trunks, size = {*local.slot.trunks}, sum(known.bytes for known in local.slot.trunks.values())
+    assert len(trunks) == len(local.talks)
+    local.slot.load(None)
+    texts_and_columns(local, first, held_gb=share * size / 1e9)
+    held = {*local.slot.trunks}
+    assert texts_and_columns(local, later, held_gb=share * size / 1e9) == (alone, whole - sum(map(len, held)))
+    assert held == trunks if share == 1 else held < trunks
+    assert sum(known.bytes for known in local.slot.trunks.values()) <= share * size
+    assert bool(held) == bool(share)
+
+
+def test_what_is_held_is_of_the_weights_that_are_in_place(local: Local, tmp_path: Path) -> None:
+    policy = local.slot.load(None)
+    weights = get_peft_model_state_dict(policy)
+    set_peft_model_state_dict(policy, {name: torch.full_like(value, 0.02) for name, value in weights.items()})
+    local.slot.backbone.save(policy, tmp_path)
+    first, later = asked_twice(local)
+    alone, whole = texts_and_columns(local, later, adapter=tmp_path)
+    assert texts_and_columns(local, later, adapter=tmp_path) == (alone, whole - sum(map(len, local.slot.trunks)))
+    texts_and_columns(local, first)
+    assert texts_and_columns(local, later, adapter=tmp_path) == (alone, whole), "others spoke in between"
+    assert local.slot.trunks
+    local.slot.load(tmp_path)
+    assert not local.slot.trunks, "who trains has the memory"
+
+
+def test_a_trunk_gives_equal_bits_whatever_was_read_before(local: Local) -> None:
+    long = tuple(local.renderer.prompt(local.requests(turns=8)[-1].messages))
+    with torch.no_grad(), local.slot.speaking(None) as policy:
+        once = read_trunk(policy, long)
+        read_trunk(policy, long[:-9])
+        again = read_trunk(policy, long)
+    assert torch.equal(once.hidden, again.hidden)
+    assert all(torch.equal(a, b) for layer in once.layers for a, b in zip(once.layers[layer], again.layers[layer], strict=True))
+    stored = sum(t.untyped_storage().nbytes() for t in (once.hidden, *(t for pair in once.layers.values() for t in pair)))
+    assert once.bytes == stored, "nothing larger is held by a part of it"
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 0.5), (1.5, 1.0)])
@@ -656,7 +724,8 @@ def windowed(family: str, window: int | None, talks: int) -> Local:
     if window:
         model.config.sliding_window = window
     policy = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
-    slot = SimpleNamespace(speaking=lambda adapter: nullcontext(policy), backbone=SimpleNamespace(name=family, identity=dict))
+    named = SimpleNamespace(name=family, identity=dict)
+    slot = SimpleNamespace(speaking=lambda adapter: nullcontext(policy), backbone=named, trunks={})
     renderer = Renderer(tokenizer_for("qwen"), "Support the seeker.", "system", {}, 1000)
     return Local(slot, renderer, [conversation(6, name=f"talk {i}", words="and on " * i) for i in range(talks)])
 

@@ -75,6 +75,15 @@ def test_every_group_renders_its_prompts(group: str) -> None:
         assert made.steps == {}
 
 
+def test_what_stands_up_to_the_transcript_is_shared_by_all_requests_about_a_context() -> None:
+    made = method()
+    requests = [*made.reflect_requests(CONTEXT, "Hm.", 0, 0).values(), made.refine_request(CONTEXT, "Hm.", {}, 0, 1)]
+    (beginning,) = {request.messages[-1]["content"][: request.shared] for request in requests}
+    assert beginning.endswith(CONTEXT.turns[-1].text)
+    turns = method("personalized", "reflection.refine.prompt='{% for t in turns %}{{ t.text }} {% endfor %}'")
+    assert turns.refine_request(CONTEXT, "Hm.", {}, 0, 0).shared == 0, "a prompt of one's own, without the transcript"
+
+
 def test_generic_self_refinement_sees_the_draft_and_not_the_person() -> None:
     made = method("generic")
     (request,) = made.reflect_requests(CONTEXT, "Cheer up.", 0, 0).values()

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from esupport.generators.decoding import decode
+from esupport.generators.growing import Read
+from esupport.generators.prefill import Ids, read_trunk
 from esupport.generators.protocol import Reply, Request, Sampling, reply_of
 from esupport.models.slot import Slot
+from esupport.rendering.row import common_prefix
 from esupport.rendering.template import Renderer
 
 if TYPE_CHECKING:
@@ -31,13 +34,14 @@ class Transformers:
         slot: the model.
         renderer: renders messages and knows the token that ends a turn.
         rows: replies written at once; more are faster, and take more memory.
+        held_gb: memory for trunks that later steps begin with too; they change no text.
     """
 
     serves_policy = True
     independent = False
 
-    def __init__(self, slot: Slot, renderer: Renderer, rows: int) -> None:
-        self.slot, self.renderer, self.rows = slot, renderer, rows
+    def __init__(self, slot: Slot, renderer: Renderer, rows: int, held_gb: float) -> None:
+        self.slot, self.renderer, self.rows, self.held_gb = slot, renderer, rows, held_gb
         self.name = slot.backbone.name
 
     def identity(self) -> dict[str, Any]:
@@ -66,7 +70,9 @@ class Transformers:
     @torch.no_grad()
     def write(self, requests: Sequence[Request], adapter: Path | None) -> list[Reply]:
         """Replies to one planned batch."""
-        prompts = [self.renderer.prompt(request.messages, request.begun) for request in requests]
+        prompts = [tuple(self.renderer.prompt(request.messages, request.begun)) for request in requests]
+        trunks = self._trunks(requests, prompts)
+        lasting = {trunk for trunk, request in zip(trunks, requests, strict=True) if request.shared}
         sampling, breaks = requests[0].sampling, set(self.renderer.line_breaks)
         with self.slot.speaking(adapter) as policy:
             ends = ends_of_turn(policy, self.renderer)
@@ -77,9 +83,35 @@ class Transformers:
                 # a line ends with the first line break that something stands before
                 return sampling.one_line and tokens[-1] in breaks and not breaks.issuperset(tokens)
 
-            families = [request.family for request in requests]
-            written = decode(policy, prompts, families, sampling.max_new_tokens, SeededSampling(requests), done)
+            def read(trunk: Ids) -> Read:
+                return self._read(policy, trunk, trunk in lasting)
+
+            written = decode(policy, prompts, trunks, sampling.max_new_tokens, SeededSampling(requests), done, read)
         return [_reply(self.renderer, row, ends, request) for row, request in zip(written, requests, strict=True)]
+
+    def _trunks(self, requests: Sequence[Request], prompts: Sequence[Ids]) -> list[Ids]:
+        """For each request the longest beginning of its family; what has not even its first token has a trunk of its own."""
+        families = [(request.family, prompt[0]) for request, prompt in zip(requests, prompts, strict=True)]
+        longest: dict[tuple[str, int], Ids] = {}
+        for family, request, prompt in zip(families, requests, prompts, strict=True):
+            longest[family] = max(longest.get(family, ()), self._beginning(request, prompt), key=len)
+        return [longest[family] for family in families]
+
+    def _beginning(self, request: Request, prompt: Ids) -> Ids:
+        """What of its prompt a request shares with those of later steps, or all of it where that is not told."""
+        if not request.shared:
+            return prompt
+        *before, last = request.messages
+        cut = self.renderer.prompt([*before, {**last, "content": last["content"][: request.shared]}])
+        return prompt[: max(1, common_prefix(prompt, cut))]
+
+    def _read(self, policy: PeftModel, ids: Ids, lasting: bool) -> Read:
+        """A trunk, which is held for later steps if they begin with it and there is room; what was first stays."""
+        held: dict[Ids, Read] = self.slot.trunks
+        trunk = held.get(ids) or read_trunk(policy, ids)
+        if lasting and sum(other.bytes for other in {**held, ids: trunk}.values()) <= self.held_gb * 1e9:
+            held[ids] = trunk
+        return trunk
 
 
 def ends_of_turn(policy: PeftModel, renderer: Renderer) -> set[int]:

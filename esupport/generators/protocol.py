@@ -42,6 +42,7 @@ class Request:
         begun: the beginning of the answer, which the generator goes on from.
         sampling: how it is sampled.
         seed: of the sampling of this request alone.
+        shared: with how much of the last message, in characters, requests of the family begin in later steps too.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Request:
     begun: str
     sampling: Sampling
     seed: int
+    shared: int = 0
 
     @property
     def version(self) -> str:

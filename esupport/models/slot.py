@@ -23,12 +23,17 @@ class Slot:
         backbone: the model.
         seed: of a new adapter's weights.
         device: where the model is put, as ``cuda:0``.
+
+    Attributes:
+        trunks: what was read with the weights that are in place, by token ids; emptied when others come, or these are trained.
     """
 
     def __init__(self, backbone: Backbone, seed: int, device: str) -> None:
         self.backbone, self.seed, self.device = backbone, seed, device
         self._policy: PeftModel | None = None
         self._fresh: dict[str, Any] = {}
+        self._spoken: tuple[Path | None] | None = None  # whose weights are in place, if they were not trained since
+        self.trunks: dict[tuple[int, ...], Any] = {}
 
     def load(self, adapter: Path | None) -> PeftModel:
         """The policy with the weights of ``adapter``, a PEFT folder, or of a new adapter drawn from the seed."""
@@ -36,6 +41,8 @@ class Slot:
 
         from esupport.models.fused import fuse
 
+        self.trunks.clear()
+        self._spoken = None
         if self._policy is None:
             loaded = self.backbone.load(self.seed)
             fuse(loaded)
@@ -58,7 +65,10 @@ class Slot:
     @contextmanager
     def speaking(self, adapter: Path | None) -> Iterator[PeftModel]:
         """The policy in eval mode: with ``adapter``, or without any."""
-        policy = self.load(adapter)
+        if self._spoken != (adapter,):
+            self.load(adapter)
+            self._spoken = (adapter,)
+        policy = cast("PeftModel", self._policy)
         was_training = policy.training
         policy.eval()
         try:

@@ -121,7 +121,8 @@ class Method:
         self, name: str, context: Context, part: str, variables: Mapping[str, Any], begun: str | None, seed: Any, attempt: int
     ) -> Request:
         step = self.steps[name]
-        everything = {"form": self.form, "transcript": context.transcript(), "turns": context.turns, **variables}
+        transcript = context.transcript()
+        everything = {"form": self.form, "transcript": transcript, "turns": context.turns, **variables}
         prompt = prompts.render(f"reflection.{name}.prompt", step.prompt, everything)
         if begun is None:
             begun = prompts.render(f"reflection.{name}.begun", step.begun, everything)
@@ -132,4 +133,5 @@ class Method:
             begun=begun,
             sampling=step.sampling,
             seed=seed_of(seed, name, context.key, part, attempt),
+            shared=prompt.index(transcript) + len(transcript) if transcript in prompt else 0,
         )

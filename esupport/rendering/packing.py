@@ -56,6 +56,15 @@ class Batch:
         """What decides who sees whom."""
         return Who(self.tree, self.branch, self.sees, self.positions)
 
+    def trunks_first(self) -> Batch:
+        """The same tokens, those of all trunks before those of all branches."""
+        order = (self.branch > 0).int().argsort(stable=True)
+        place = order.argsort()
+        tokens = {name: getattr(self, name)[order] for name in ("ids", "positions", "tree", "branch", "sees")}
+        at = place.tolist()
+        moved = tuple(Piece(at[p.trunk], p.point, at[p.first], at[p.end - 1] + 1) for p in self.pieces)
+        return replace(self, pieces=moved, parents=place[self.parents], **tokens)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on ``device``."""
         moved = {

@@ -19,7 +19,7 @@ _FREE = {
     "trainer.log_every_n_steps",
 }
 # where a generator is found and how patiently it is asked
-_REACHED = ("base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "gpu_memory_utilization")
+_REACHED = ("base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "held_gb", "gpu_memory_utilization")
 _FREE |= {f"{generator}.{key}" for generator in ("generator", "teacher") for key in _REACHED}
 
 
