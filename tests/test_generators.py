@@ -6,12 +6,14 @@ import json
 import logging
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +29,12 @@ from transformers import GenerationConfig
 
 from esupport.errors import UserError
 from esupport.generators.local import SeededSampling
-from esupport.generators.prefill import read_trunk
 from esupport.generators.protocol import Generator, Reply, Request, behind, seed_of
 from esupport.generators.scripted import Scripted
 from esupport.generators.server import OpenAIServer
 from esupport.generators.stored import ask
 from esupport.generators.vllm import VLLM
+from esupport.models.forward import _BUCKETS
 from esupport.rendering.template import Renderer
 from esupport.store import Store, key_of
 
@@ -534,14 +536,19 @@ def test_one_reply_takes_as_many_forwards_as_it_has_tokens(local: Local) -> None
     assert len(local.read) == 4, "what fills the batch up is not waited for"
 
 
-def test_branches_read_in_several_forwards_give_the_same_texts(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = local.requests(temperature=0.0, begun="You feel")
+@pytest.mark.parametrize("bucket", [1, 512])
+def test_branches_read_in_several_forwards_give_the_same_texts(
+    local: Local, monkeypatch: pytest.MonkeyPatch, bucket: int
+) -> None:
+    """With forwards filled up to a bucket too, as on a GPU."""
+    requests = [*local.requests(temperature=0.0, begun="You feel"), *local.requests(turns=1, temperature=0.0)]
     local.read.clear()
-    at_once = local.written(requests)
+    at_once = local.written(requests, rows=100)
     forwards = len(local.read)
+    monkeypatch.setitem(_BUCKETS, "cpu", bucket)
     monkeypatch.setattr("esupport.generators.prefill._PREFILL", 1)
     local.read.clear()
-    assert local.written(requests) == at_once
+    assert local.written(requests, rows=100) == at_once
     assert len(local.read) > forwards
 
 
@@ -594,20 +601,61 @@ def test_what_is_held_is_of_the_weights_that_are_in_place(local: Local, tmp_path
     texts_and_columns(local, first)
     assert texts_and_columns(local, later, adapter=tmp_path) == (alone, whole), "others spoke in between"
     assert local.slot.trunks
-    local.slot.load(tmp_path)
+    policy = local.slot.load(tmp_path)
     assert not local.slot.trunks, "who trains has the memory"
+    set_peft_model_state_dict(policy, {name: torch.full_like(value, -0.02) for name, value in weights.items()})
+    assert texts_and_columns(local, later, adapter=tmp_path) == (alone, whole), "and what was trained is put back"
 
 
-def test_a_trunk_gives_equal_bits_whatever_was_read_before(local: Local) -> None:
-    long = tuple(local.renderer.prompt(local.requests(turns=8)[-1].messages))
-    with torch.no_grad(), local.slot.speaking(None) as policy:
-        once = read_trunk(policy, long)
-        read_trunk(policy, long[:-9])
-        again = read_trunk(policy, long)
-    assert torch.equal(once.hidden, again.hidden)
-    assert all(torch.equal(a, b) for layer in once.layers for a, b in zip(once.layers[layer], again.layers[layer], strict=True))
-    stored = sum(t.untyped_storage().nbytes() for t in (once.hidden, *(t for pair in once.layers.values() for t in pair)))
-    assert once.bytes == stored, "nothing larger is held by a part of it"
+def test_a_trunk_gives_equal_bits_whether_it_was_held_or_read(local: Local) -> None:
+    """Scores behind prompts, not texts alone: a step that goes on after a kill reads what the whole one had held."""
+    first, later = asked_twice(local)
+    scores = []
+
+    def seen(*given: Any) -> torch.Tensor:
+        scores.append(given[1].clone())
+        return given[1].argmax(-1)
+
+    for before in (first, []):
+        local.slot.load(None)
+        local.written(before, rows=64)
+        assert bool(local.slot.trunks) == bool(before)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SeededSampling, "__call__", seen)
+            local.written(later, rows=64)
+    half = len(scores) // 2
+    assert half > 1
+    assert all(torch.equal(one, two) for one, two in zip(scores[:half], scores[half:], strict=True))
+
+
+def test_what_is_held_keeps_nothing_larger_in_memory(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_BUCKETS, "cpu", 512)
+    local.slot.load(None)
+    local.written(asked_twice(local)[0], rows=64)
+    kept = [states for known in local.slot.trunks.values() for states in (known.hidden, *chain(*known.layers.values()))]
+    assert kept
+    assert sum(states.untyped_storage().nbytes() for states in kept) == sum(k.bytes for k in local.slot.trunks.values())
+
+
+def test_it_is_told_that_what_is_held_is_full(local: Local) -> None:
+    first, _ = asked_twice(local)
+    local.slot.load(None)
+    with pytest.warns(UserWarning, match=r"generator\.held_gb"):
+        local.written(first, rows=64, held_gb=1e-6)
+    local.slot.load(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        local.written(first, rows=64)
+        local.written(first, rows=64, held_gb=0.0)
+
+
+def test_how_much_is_shared_is_no_part_of_what_is_asked(tmp_path: Path) -> None:
+    store, console = Store(tmp_path), Console(quiet=True)
+    asked = [request("a"), request("b")]
+    scripted = Scripted(lambda one: one.id, rows=1)
+    ask(store, "draft", scripted, asked, None, console)
+    stage, _ = ask(store, "draft", scripted, [replace(one, shared=3) for one in asked], None, console)
+    assert stage.reused
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 0.5), (1.5, 1.0)])
@@ -736,7 +784,8 @@ def test_a_sliding_window_is_kept(family: str) -> None:
     local = windowed(family, None, 2)
     requests = local.requests(temperature=0.0)
     assert max(len(local.renderer.prompt(asked.messages)) for asked in requests) > 3 * 24
-    assert local.written(requests) == [local.plainly(asked) for asked in requests]
+    requests += local.requests(temperature=0.0, begun="You feel")  # which lies on branches
+    assert local.written(requests, rows=100) == [local.plainly(asked) for asked in requests]
 
 
 def test_a_window_is_kept_where_only_the_gap_in_a_row_outgrows_it() -> None:

@@ -22,8 +22,12 @@ class Read:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory that a copy takes."""
         return sum(states.nbytes for states in (self.hidden, *chain.from_iterable(self.layers.values())))
+
+    def copied(self) -> Read:
+        """In memory of its own: what is a part of something larger, as of a filled-up batch, keeps all of that."""
+        return Read(self.hidden.clone(), {layer: (key.clone(), value.clone()) for layer, (key, value) in self.layers.items()})
 
 
 class Span(NamedTuple):
@@ -68,7 +72,7 @@ class Rows:
 
     @classmethod
     def of(cls, numbers: list[int], spans: Sequence[Span], trunks: Sequence[Read], branches: Layers, most: int) -> Rows:
-        """Rows of these spans of all branches; takes the branches' keys and values away."""
+        """Rows of these spans of all branches; takes keys and values away, layer by layer."""
         rest, longest = max(span.end - span.first for span in spans), max(len(trunk.hidden) for trunk in trunks)
 
         def placed(values: Sequence[Tensor]) -> Tensor:
@@ -84,8 +88,9 @@ class Rows:
             return own
 
         layers = sorted(branches)
-        trunk = [(placed([t.layers[i][0] for t in trunks]), placed([t.layers[i][1] for t in trunks])) for i in layers]
         own = [(owned(key), owned(value)) for key, value in map(branches.pop, layers)]
+        sides = (zip(*(read.layers.pop(layer) for read in trunks), strict=True) for layer in layers)
+        trunk = [(placed(keys), placed(values)) for keys, values in sides]
         tree, point, first, end, length = (torch.tensor(c, device=own[0][0].device) for c in zip(*spans, strict=True))
         return cls(
             numbers=numbers,

@@ -1,4 +1,4 @@
-"""Texts written by a model in this process: shared beginnings are read once (:mod:`esupport.generators.decoding`).
+"""Texts written by a model in this process: shared beginnings are read once (:mod:`esupport.generators.prefill`).
 
 Determinism: batches are a pure function of the requests, a batch decodes at least 4 rows, and each request draws from
 noise of its own seed. So equal requests give equal texts on one machine, whatever was written before.
@@ -6,6 +6,7 @@ noise of its own seed. So equal requests give equal texts on one machine, whatev
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,9 +110,12 @@ class Transformers:
         """A trunk, which is held for later steps if they begin with it and there is room; what was first stays."""
         held: dict[Ids, Read] = self.slot.trunks
         trunk = held.get(ids) or read_trunk(policy, ids)
-        if lasting and sum(other.bytes for other in {**held, ids: trunk}.values()) <= self.held_gb * 1e9:
-            held[ids] = trunk
-        return trunk
+        if lasting and ids not in held:
+            if trunk.bytes + sum(other.bytes for other in held.values()) <= self.held_gb * 1e9:
+                held[ids] = trunk.copied()
+            elif self.held_gb:
+                warnings.warn("generator.held_gb: is full; what does not fit is read again by refinements", stacklevel=2)
+        return Read(trunk.hidden, dict(trunk.layers))  # taken apart layer by layer
 
 
 def ends_of_turn(policy: PeftModel, renderer: Renderer) -> set[int]:

@@ -1,4 +1,4 @@
-"""Prompts are read: each trunk by itself, then what hangs off the trunks, in one flat forward.
+"""Prompts are read: each trunk by itself, then what hangs off the trunks, flat.
 
 So what a trunk gives depends on nothing else, and can be had again without reading it.
 """
@@ -82,6 +82,8 @@ def _branches(policy: PeftModel, trees: Sequence[Row], trunks: Sequence[Read]) -
 
 def _joined(parts: Sequence[Read]) -> Layers:
     """Keys and values of all parts, one behind the other."""
+    if len(parts) == 1:
+        return parts[0].layers
     return {
         layer: (
             torch.cat([part.layers[layer][0] for part in parts], dim=1),

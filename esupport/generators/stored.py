@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ from esupport.store import Stage, Store, key_of, read_lines, write_lines
 def _inputs(generator: Generator, requests: Sequence[Request], adapter: Path | None) -> dict[str, Any]:
     """What decides the replies: the key of their stage."""
     return {
-        "requests": key_of(list(requests)),
+        "requests": key_of(_asked(requests)),
         "adapter": weights_digest(adapter) if adapter else None,
         **generator.identity(),
     }
+
+
+def _asked(requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """What is asked: all of the requests but what only saves time."""
+    return [{name: value for name, value in asdict(request).items() if name != "shared"} for request in requests]
 
 
 def ask(
@@ -55,16 +61,13 @@ def ask(
                     replies = _kept_apart(generator, asked, adapter, [apart[index] for index in batch])
                 else:
                     # named by content: what was written under another plan cannot be mistaken for it
-                    kept = folder / f".batch-{key_of(asked)}.jsonl"
+                    kept = folder / f".batch-{key_of(_asked(asked))}.jsonl"
                     if not kept.exists():
                         _keep(kept, generator.write(asked, adapter))
                     replies = _kept(kept)
                 written.update(zip(batch, replies, strict=True))
                 progress.update(task, completed=len(written))
-        records = (
-            {**vars(request), "sampling": vars(request.sampling), "reply": written[index].model_dump()}
-            for index, request in enumerate(requests)
-        )
+        records = ({**one, "reply": written[index].model_dump()} for index, one in enumerate(_asked(requests)))
         write_lines(folder / "replies.jsonl", records)
 
     stage = store.stage(step, _inputs(generator, requests, adapter), make)
@@ -86,7 +89,7 @@ def _places(
     if not generator.independent:
         return {}
     folder = store.root / step / ".replies" / key_of(_inputs(generator, (), adapter))
-    return {index: folder / f"{key_of(request)}.jsonl" for index, request in enumerate(requests)}
+    return {index: folder / f"{key_of(one)}.jsonl" for index, one in enumerate(_asked(requests))}
 
 
 def _kept_apart(generator: Generator, requests: Sequence[Request], adapter: Path | None, places: Sequence[Path]) -> list[Reply]:

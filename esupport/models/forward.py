@@ -32,7 +32,7 @@ def hidden_states(
     Args:
         policy: a causal language model, with or without an adapter.
         batch: packed tree rows.
-        kept: gets every layer's keys and values.
+        kept: gets every layer's keys and values, of the ``n`` tokens.
         read: keys and values of the first tokens, which are not read again: ``n`` are the others.
     """
     whole, length = bucketed(batch), len(batch.ids)
@@ -43,7 +43,7 @@ def hidden_states(
         tree = Kept(kept, tree)
     states = through(policy, whole.ids[None, first:], whole.positions[None, first:], tree)[0, : length - first]
     if kept is not None:  # without what fills a bucket
-        kept.update({layer: (key[:, :length], value[:, :length]) for layer, (key, value) in kept.items()})
+        kept.update({layer: (key[:, : length - first], value[:, : length - first]) for layer, (key, value) in kept.items()})
     return states
 
 

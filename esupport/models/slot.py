@@ -25,7 +25,7 @@ class Slot:
         device: where the model is put, as ``cuda:0``.
 
     Attributes:
-        trunks: what was read with the weights that are in place, by token ids; emptied when others come, or these are trained.
+        trunks: what was read with the weights that are in place, by token ids; emptied by :meth:`load`.
     """
 
     def __init__(self, backbone: Backbone, seed: int, device: str) -> None:

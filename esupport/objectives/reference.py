@@ -66,6 +66,7 @@ class Scorer:
         }
 
         def make(folder: Path) -> None:
+            self.slot.trunks.clear()  # what was written with the same weights is done: scoring has the memory
             with self.slot.speaking(adapter) as policy:
                 measured = list(score(policy, rows, self.tokens_per_batch, self.precision, "log-probabilities"))
             np.save(folder / "scores.npy", np.concatenate(measured), allow_pickle=False)
