@@ -603,7 +603,7 @@ def test_what_is_held_is_of_the_weights_that_are_in_place(local: Local, tmp_path
     assert local.slot.trunks
     policy = local.slot.load(tmp_path)
     assert not local.slot.trunks, "who trains has the memory"
-    set_peft_model_state_dict(policy, {name: torch.full_like(value, -0.02) for name, value in weights.items()})
+    set_peft_model_state_dict(policy, {name: torch.full_like(value, 0.05) for name, value in weights.items()})
     assert texts_and_columns(local, later, adapter=tmp_path) == (alone, whole), "and what was trained is put back"
 
 

@@ -668,9 +668,12 @@ def test_scores_are_measured_once_for_weights_rows_and_arithmetic(bench: MakeBen
         _, stage = Scorer(ours.slot, ours.store, budget, precision).scores(Rows.of(rows), adapter)
         return stage.reused, forwards.taken()
 
+    with ours.slot.speaking(start):
+        ours.slot.trunks[1, 2] = "held"
     reused, count = scores(ours.rows, start)
     assert not reused
     assert count > 0
+    assert not ours.slot.trunks, "scoring has the memory"
     assert scores(ours.rows, start) == (True, 0)
     assert scores(ours.rows, start, budget=100) == (True, 0), "packing is no part of what is measured"
     assert scores([replace(row, name="other") for row in ours.rows], start) == (True, 0)
