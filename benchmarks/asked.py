@@ -19,7 +19,7 @@ from esupport.data.source import Source
 from esupport.evolution.contexts import choose
 from esupport.generators.protocol import Request, Sampling, reply_request
 from esupport.models.backbone import Backbone
-from esupport.reflection.method import Method
+from esupport.reflection.method import Method, families
 from esupport.rendering.template import Renderer
 from esupport.store import Store
 from esupport.training.environment import make
@@ -53,11 +53,12 @@ def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
         "draft": [reply_request(context, renderer, draft, seed, "draft") for context in contexts],
         "reflect": [
             request
-            for context in contexts
-            for request in method.reflect_requests(context, human[context.key], seed, 0).values()
+            for family in families(contexts)
+            for request in method.reflect_requests(family, human[family.context.key], seed, 0).values()
         ],
         "refine": [
-            method.refine_request(context, human[context.key], _findings(context, method), seed, 0) for context in contexts
+            method.refine_request(family, human[family.context.key], _findings(family.context, method), seed, 0)
+            for family in families(contexts)
         ],
     }
     few = choice.model_copy(update={"per_round": 4})

@@ -35,8 +35,8 @@ class Local:
         ids = kwargs.get("input_ids")
         self.read.append(tuple((kwargs["inputs_embeds"] if ids is None else ids).shape[:2]))
 
-    def generator(self, rows: int = 16, held_gb: float = 1.0) -> Transformers:
-        return Transformers(self.slot, self.renderer, rows, held_gb)
+    def generator(self, rows: int = 16, cache_gb: float = 1.0) -> Transformers:
+        return Transformers(self.slot, self.renderer, rows, cache_gb)
 
     def requests(self, turns: int = 3, begun: str = "", **sampling: Any) -> list[Request]:
         """The first turns of each conversation, a family a conversation."""
@@ -47,8 +47,8 @@ class Local:
             for t in c.supporter_turns()[:turns]
         ]
 
-    def written(self, requests: list[Request], rows: int = 16, adapter: Path | None = None, held_gb: float = 1.0) -> list[str]:
-        generator, texts = self.generator(rows, held_gb), dict[int, str]()
+    def written(self, requests: list[Request], rows: int = 16, adapter: Path | None = None, cache_gb: float = 1.0) -> list[str]:
+        generator, texts = self.generator(rows, cache_gb), dict[int, str]()
         for batch in generator.plan(requests):
             replies = generator.write([requests[i] for i in batch], adapter)
             texts |= {i: reply.text for i, reply in zip(batch, replies, strict=True)}

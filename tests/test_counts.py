@@ -23,11 +23,12 @@ from esupport.data.preference import Context, Finding, PreferencePair
 from esupport.data.readers.native import parse
 from esupport.models.forward import base_of
 from esupport.objectives.logprobs import CHUNK, shares, target_logprobs
-from esupport.reflection.method import Method
+from esupport.reflection.method import Method, families
 from esupport.rendering.conversations import rendered
 from esupport.rendering.corpus import Corpus, hold
 from esupport.rendering.packing import pack
 from esupport.rendering.pairs import render_pairs
+from esupport.rendering.row import common_prefix
 from esupport.training.environment import make
 from esupport.training.prepare import prepare
 
@@ -135,33 +136,31 @@ def test_a_conversation_is_read_once_for_all_its_replies_and_rows_that_ended_lea
     assert stepped < 1.5 * wanted
 
 
-def test_reflections_and_refinements_of_a_conversation_read_it_once(local: Local) -> None:
-    """With the method's own prompts: what refinements read is what only they say."""
+def test_reflections_refinements_and_retries_of_a_conversation_read_it_once(local: Local) -> None:
+    """With the method's own prompts, and families larger than a batch: what is read later is what only later prompts say."""
     made: Method = make(check_types("evolve", composed("evolve", ["model=tiny"]))["reflection"], "reflection")
-    contexts = [
-        Context(conversation=talk.id, turn=turn, turns=talk.turns[:turn])
-        for talk in local.talks
-        for turn in talk.supporter_turns()
-    ]
+    of = [(talk, turn) for talk in local.talks for turn in talk.supporter_turns()]
+    contexts = families([Context(conversation=talk.id, turn=turn, turns=talk.turns[:turn]) for talk, turn in of])
     findings = {axis: Finding(text="of someone") for axis in made.axes}
     reflections = [r for c in contexts for r in made.reflect_requests(c, "Hm.", 0, 0).values()]
     refinements = [made.refine_request(c, "Hm.", findings, 0, 0) for c in contexts]
+    retries = [made.refine_request(c, "Hm.", findings, 0, 1) for c in contexts if c.context is not c.deepest]
     local.slot.load(None)
-    read = []
-    for requests in (reflections, refinements):
-        generator = local.generator(rows=1000)
+    for requests in (reflections, refinements, retries):
+        generator, own, trunks = local.generator(rows=8), 0, set()
         local.read.clear()
         for batch in generator.plan(requests):
-            generator.write(
-                [replace(requests[i], sampling=replace(requests[i].sampling, max_new_tokens=2)) for i in batch], None
-            )
-        read.append(sum(columns for _, columns in local.read if columns > 1))
-    transcripts = {c.conversation: len(local.renderer.tokenizer(c.transcript())["input_ids"]) for c in contexts}
-    said = [r.messages[-1]["content"][r.shared :] for r in refinements]
-    own = sum(len(ids) for ids in local.renderer.tokenizer(said)["input_ids"])
-    template = 16 * len(refinements)  # its few tokens behind a message
-    assert read[0] > sum(transcripts.values()) > 2 * template
-    assert own < read[1] < own + template
+            asked = [replace(requests[i], sampling=replace(requests[i].sampling, max_new_tokens=2)) for i in batch]
+            generator.write(asked, None)
+            prompts = [tuple(local.renderer.prompt(r.messages, r.begun)) for r in asked]
+            named = generator._trunks(asked, prompts)
+            trunks |= {*named}
+            tokens = [len(prompt) - common_prefix(trunk, prompt) for trunk, prompt in zip(named, prompts, strict=True)]
+            own += sum(tokens) + tokens[0] * max(0, 4 - len(tokens))  # a batch of fewer is filled up
+            assert sum(tokens) < sum(map(len, prompts)) / 2
+        assert len(trunks) == len(local.talks)
+        read = sum(columns for _, columns in local.read if columns > 1)
+        assert read == own + (sum(map(len, trunks)) if requests is reflections else 0)
 
 
 @pytest.fixture

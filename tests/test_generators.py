@@ -6,7 +6,6 @@ import json
 import logging
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -560,8 +559,16 @@ def asked_twice(local: Local) -> tuple[list[Request], list[Request]]:
         for told in local.requests(temperature=0.7):
             said = " ".join(message["content"] for message in told.messages)
             messages = ({"role": "system", "content": "Read."}, {"role": "user", "content": f"{said}\n\n{question}"})
-            asked.append(replace(told, id=f"{told.id} {question}", messages=messages, shared=len(said)))
-        return asked
+            asked.append(replace(told, id=f"{told.id} {question}", messages=messages))
+        longest = {
+            told.family: max((a for a in asked if a.family == told.family), key=lambda a: len(str(a.messages)))
+            for told in asked
+        }
+        trunks = {
+            f: (a.messages[0], {"role": "user", "content": a.messages[1]["content"].removesuffix(f"\n\n{question}")})
+            for f, a in longest.items()
+        }
+        return [replace(told, trunk=trunks[told.family]) for told in asked]
 
     return asking("Who is it?"), asking("What would help, and what would not?")
 
@@ -582,9 +589,9 @@ def test_a_later_step_reads_no_trunk_again_and_writes_the_same(local: Local, sha
     trunks, size = {*local.slot.trunks}, sum(known.bytes for known in local.slot.trunks.values())
     assert len(trunks) == len(local.talks)
     local.slot.load(None)
-    texts_and_columns(local, first, held_gb=share * size / 1e9)
+    texts_and_columns(local, first, cache_gb=share * size / 1e9)
     held = {*local.slot.trunks}
-    assert texts_and_columns(local, later, held_gb=share * size / 1e9) == (alone, whole - sum(map(len, held)))
+    assert texts_and_columns(local, later, cache_gb=share * size / 1e9) == (alone, whole - sum(map(len, held)))
     assert held == trunks if share == 1 else held < trunks
     assert sum(known.bytes for known in local.slot.trunks.values()) <= share * size
     assert bool(held) == bool(share)
@@ -637,24 +644,21 @@ def test_what_is_held_keeps_nothing_larger_in_memory(local: Local, monkeypatch: 
     assert sum(states.untyped_storage().nbytes() for states in kept) == sum(k.bytes for k in local.slot.trunks.values())
 
 
-def test_it_is_told_that_what_is_held_is_full(local: Local) -> None:
+def test_it_is_told_once_that_the_cache_is_full(local: Local, caplog: pytest.LogCaptureFixture) -> None:
     first, _ = asked_twice(local)
-    local.slot.load(None)
-    with pytest.warns(UserWarning, match=r"generator\.held_gb"):
-        local.written(first, rows=64, held_gb=1e-6)
-    local.slot.load(None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        local.written(first, rows=64)
-        local.written(first, rows=64, held_gb=0.0)
+    for cache_gb, told in ((1e-6, 1), (1.0, 0), (0.0, 0)):
+        local.slot.load(None)
+        caplog.clear()
+        local.written(first, rows=4, cache_gb=cache_gb)
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["generator.trunk_cache_gb"] * told
 
 
-def test_how_much_is_shared_is_no_part_of_what_is_asked(tmp_path: Path) -> None:
+def test_the_trunk_is_no_part_of_what_is_asked(tmp_path: Path) -> None:
     store, console = Store(tmp_path), Console(quiet=True)
     asked = [request("a"), request("b")]
     scripted = Scripted(lambda one: one.id, rows=1)
     ask(store, "draft", scripted, asked, None, console)
-    stage, _ = ask(store, "draft", scripted, [replace(one, shared=3) for one in asked], None, console)
+    stage, _ = ask(store, "draft", scripted, [replace(one, trunk=one.messages) for one in asked], None, console)
     assert stage.reused
 
 

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from esupport.models.attention import Layers, Scores, layer_of
-
-
-@dataclass(frozen=True)
-class Read:
-    """Tokens that were read: (length, width) states behind the last layer, and every layer's keys and values."""
-
-    hidden: Tensor
-    layers: Layers
-
-    @property
-    def bytes(self) -> int:
-        """Memory that a copy takes."""
-        return sum(states.nbytes for states in (self.hidden, *chain.from_iterable(self.layers.values())))
-
-    def copied(self) -> Read:
-        """In memory of its own: what is a part of something larger, as of a filled-up batch, keeps all of that."""
-        return Read(self.hidden.clone(), {layer: (key.clone(), value.clone()) for layer, (key, value) in self.layers.items()})
+from esupport.models.trunk import States
 
 
 class Span(NamedTuple):
@@ -45,7 +28,7 @@ class Rows:
     """Rows that are being written; a structure that layers attend through.
 
     Attributes:
-        numbers: (rows) which prompt each continues.
+        numbers: (rows,) which prompt each continues.
         tree, slot: (rows,) the trunk of each, and its place among the trunk's rows.
         slots: places of the trunk that has most rows.
         point: (rows,) how many of the trunk's tokens it sees.
@@ -71,7 +54,7 @@ class Rows:
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, numbers: list[int], spans: Sequence[Span], trunks: Sequence[Read], branches: Layers, most: int) -> Rows:
+    def of(cls, numbers: list[int], spans: Sequence[Span], trunks: Sequence[States], branches: Layers, most: int) -> Rows:
         """Rows of these spans of all branches; takes keys and values away, layer by layer."""
         rest, longest = max(span.end - span.first for span in spans), max(len(trunk.hidden) for trunk in trunks)
 

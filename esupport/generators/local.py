@@ -6,7 +6,7 @@ noise of its own seed. So equal requests give equal texts on one machine, whatev
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from esupport.generators.decoding import decode
-from esupport.generators.growing import Read
 from esupport.generators.prefill import Ids, read_trunk
 from esupport.generators.protocol import Reply, Request, Sampling, reply_of
 from esupport.models.slot import Slot
+from esupport.models.trunk import States
 from esupport.rendering.row import common_prefix
-from esupport.rendering.template import Renderer
+from esupport.rendering.template import Message, Renderer
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+log = logging.getLogger(__name__)
 
 _NUCLEUS = 512  # tokens among which the nucleus is looked for first
 
@@ -35,14 +37,15 @@ class Transformers:
         slot: the model.
         renderer: renders messages and knows the token that ends a turn.
         rows: replies written at once; more are faster, and take more memory.
-        held_gb: memory for trunks that later steps begin with too; they change no text.
+        trunk_cache_gb: memory for trunks that later steps and attempts begin with too; it changes no text.
     """
 
     serves_policy = True
     independent = False
 
-    def __init__(self, slot: Slot, renderer: Renderer, rows: int, held_gb: float) -> None:
-        self.slot, self.renderer, self.rows, self.held_gb = slot, renderer, rows, held_gb
+    def __init__(self, slot: Slot, renderer: Renderer, rows: int, trunk_cache_gb: float) -> None:
+        self.slot, self.renderer, self.rows, self.trunk_cache_gb = slot, renderer, rows, trunk_cache_gb
+        self._told = False
         self.name = slot.backbone.name
 
     def identity(self) -> dict[str, Any]:
@@ -73,7 +76,7 @@ class Transformers:
         """Replies to one planned batch."""
         prompts = [tuple(self.renderer.prompt(request.messages, request.begun)) for request in requests]
         trunks = self._trunks(requests, prompts)
-        lasting = {trunk for trunk, request in zip(trunks, requests, strict=True) if request.shared}
+        lasting = {trunk for trunk, request in zip(trunks, requests, strict=True) if request.trunk}
         sampling, breaks = requests[0].sampling, set(self.renderer.line_breaks)
         with self.slot.speaking(adapter) as policy:
             ends = ends_of_turn(policy, self.renderer)
@@ -84,38 +87,46 @@ class Transformers:
                 # a line ends with the first line break that something stands before
                 return sampling.one_line and tokens[-1] in breaks and not breaks.issuperset(tokens)
 
-            def read(trunk: Ids) -> Read:
+            def read(trunk: Ids) -> States:
                 return self._read(policy, trunk, trunk in lasting)
 
             written = decode(policy, prompts, trunks, sampling.max_new_tokens, SeededSampling(requests), done, read)
         return [_reply(self.renderer, row, ends, request) for row, request in zip(written, requests, strict=True)]
 
     def _trunks(self, requests: Sequence[Request], prompts: Sequence[Ids]) -> list[Ids]:
-        """For each request the longest beginning of its family; what has not even its first token has a trunk of its own."""
-        families = [(request.family, prompt[0]) for request, prompt in zip(requests, prompts, strict=True)]
-        longest: dict[tuple[str, int], Ids] = {}
+        """The trunk of each request: the one that it names, or else the longest prompt of its family."""
+        families = [
+            (r.family, prompt[0], *(m["content"] for m in r.trunk)) for r, prompt in zip(requests, prompts, strict=True)
+        ]
+        trunks: dict[tuple[Any, ...], Ids] = {}
         for family, request, prompt in zip(families, requests, prompts, strict=True):
-            longest[family] = max(longest.get(family, ()), self._beginning(request, prompt), key=len)
-        return [longest[family] for family in families]
+            if not request.trunk:
+                trunks[family] = max(trunks.get(family, ()), prompt, key=len)
+            elif family not in trunks:
+                trunks[family] = self._beginning(request.trunk, prompt)
+        return [trunks[family] for family in families]
 
-    def _beginning(self, request: Request, prompt: Ids) -> Ids:
-        """What of its prompt a request shares with those of later steps, or all of it where that is not told."""
-        if not request.shared:
-            return prompt
-        *before, last = request.messages
-        cut = self.renderer.prompt([*before, {**last, "content": last["content"][: request.shared]}])
-        return prompt[: max(1, common_prefix(prompt, cut))]
+    def _beginning(self, messages: Sequence[Message], prompt: Ids) -> Ids:
+        """Tokens that these messages begin with, whatever goes on behind them; ``prompt`` where it shares none of them."""
+        *before, last = messages
+        one, two = (self.renderer.prompt([*before, {**last, "content": last["content"] + more}]) for more in ("", "\n\n?"))
+        named = tuple(one[: common_prefix(one, two)])
+        return named if named[:1] == prompt[:1] else prompt
 
-    def _read(self, policy: PeftModel, ids: Ids, lasting: bool) -> Read:
+    def _read(self, policy: PeftModel, ids: Ids, lasting: bool) -> States:
         """A trunk, which is held for later steps if they begin with it and there is room; what was first stays."""
-        held: dict[Ids, Read] = self.slot.trunks
+        held = self.slot.trunks
         trunk = held.get(ids) or read_trunk(policy, ids)
         if lasting and ids not in held:
-            if trunk.bytes + sum(other.bytes for other in held.values()) <= self.held_gb * 1e9:
+            if trunk.bytes + sum(other.bytes for other in held.values()) <= self.trunk_cache_gb * 1e9:
                 held[ids] = trunk.copied()
-            elif self.held_gb:
-                warnings.warn("generator.held_gb: is full; what does not fit is read again by refinements", stacklevel=2)
-        return Read(trunk.hidden, dict(trunk.layers))  # taken apart layer by layer
+            elif self.trunk_cache_gb and not self._told:
+                log.warning(
+                    "generator.trunk_cache_gb: %g GB hold %d conversations; others are read again in each step and attempt",
+                    *(self.trunk_cache_gb, len(held)),
+                )
+                self._told = True
+        return States(trunk.hidden, dict(trunk.layers))  # taken apart layer by layer
 
 
 def ends_of_turn(policy: PeftModel, renderer: Renderer) -> set[int]:

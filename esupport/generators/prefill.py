@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from esupport.generators.growing import Read, Rows, Span
+from esupport.generators.growing import Rows, Span
 from esupport.models.attention import Layers
-from esupport.models.forward import hidden_states, logits_of
+from esupport.models.forward import logits_of
+from esupport.models.trunk import States
 from esupport.rendering.packing import collate
 from esupport.rendering.row import Row, common_prefix, grow
 from esupport.rendering.template import Response
@@ -24,14 +25,12 @@ if TYPE_CHECKING:
 _PREFILL = 8192  # tokens of several trees whose branches are read in one forward: bounds memory
 
 Ids = tuple[int, ...]
-ReadTrunk = Callable[[Ids], Read]
+ReadTrunk = Callable[[Ids], States]
 
 
-def read_trunk(policy: PeftModel, ids: Ids) -> Read:
+def read_trunk(policy: PeftModel, ids: Ids) -> States:
     """A trunk of these tokens, read by itself: equal tokens give equal bits."""
-    kept: Layers = {}
-    batch = collate([grow("trunk", ids, [_scored(ids)])], 0, 0)
-    return Read(hidden_states(policy, batch.to(policy.device), kept), kept)
+    return States.read(policy, collate([grow("trunk", ids, [_scored(ids)])], 0, 0).to(policy.device))
 
 
 def prefill(
@@ -71,16 +70,15 @@ def _groups(trees: Sequence[Row]) -> Iterator[list[int]]:
     yield group
 
 
-def _branches(policy: PeftModel, trees: Sequence[Row], trunks: Sequence[Read]) -> Read:
+def _branches(policy: PeftModel, trees: Sequence[Row], trunks: Sequence[States]) -> States:
     """All branches of these trees, behind their trunks."""
     before = _joined(trunks)
     if not any(row.branches for row in trees):  # all prompts lie on their trunks
-        return Read(trunks[0].hidden[:0], {layer: (key[:, :0], value[:, :0]) for layer, (key, value) in before.items()})
-    kept: Layers = {}
-    return Read(hidden_states(policy, collate(trees, 0, 0).trunks_first().to(policy.device), kept, before), kept)
+        return States(trunks[0].hidden[:0], {layer: (key[:, :0], value[:, :0]) for layer, (key, value) in before.items()})
+    return States.read(policy, collate(trees, 0, 0).trunks_first().to(policy.device), before)
 
 
-def _joined(parts: Sequence[Read]) -> Layers:
+def _joined(parts: Sequence[States]) -> Layers:
     """Keys and values of all parts, one behind the other."""
     if len(parts) == 1:
         return parts[0].layers

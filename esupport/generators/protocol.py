@@ -42,7 +42,7 @@ class Request:
         begun: the beginning of the answer, which the generator goes on from.
         sampling: how it is sampled.
         seed: of the sampling of this request alone.
-        shared: with how much of the last message, in characters, requests of the family begin in later steps too; saves time.
+        trunk: messages that requests of the family begin with, at least in part, in later steps and attempts too; saves time.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Request:
     begun: str
     sampling: Sampling
     seed: int
-    shared: int = 0
+    trunk: tuple[Message, ...] = ()
 
     @property
     def version(self) -> str:

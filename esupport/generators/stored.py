@@ -31,7 +31,7 @@ def _inputs(generator: Generator, requests: Sequence[Request], adapter: Path | N
 
 def _asked(requests: Sequence[Request]) -> list[dict[str, Any]]:
     """What is asked: all of the requests but what only saves time."""
-    return [{name: value for name, value in asdict(request).items() if name != "shared"} for request in requests]
+    return [{name: value for name, value in asdict(request).items() if name != "trunk"} for request in requests]
 
 
 def ask(

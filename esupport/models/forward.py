@@ -25,7 +25,7 @@ _EXACT = 5e-3  # nats a token in float32, beyond which a forward is another one
 
 
 def hidden_states(
-    policy: PeftModel | PreTrainedModel, batch: Batch, kept: Layers | None = None, read: Layers | None = None
+    policy: PeftModel | PreTrainedModel, batch: Batch, kept: Layers | None = None, behind: Layers | None = None
 ) -> Tensor:
     """(n, width) states behind the last layer of the tokens of ``batch``, in their order.
 
@@ -33,12 +33,12 @@ def hidden_states(
         policy: a causal language model, with or without an adapter.
         batch: packed tree rows.
         kept: gets every layer's keys and values, of the ``n`` tokens.
-        read: keys and values of the first tokens, which are not read again: ``n`` are the others.
+        behind: keys and values of the first tokens, which are not read again: ``n`` are the others.
     """
     whole, length = bucketed(batch), len(batch.ids)
     tree, first = structure(whole), 0
-    if read is not None:
-        tree, first = Behind(read, tree), next(iter(read.values()))[0].shape[1]
+    if behind is not None:
+        tree, first = Behind(behind, tree), next(iter(behind.values()))[0].shape[1]
     if kept is not None:
         tree = Kept(kept, tree)
     states = through(policy, whole.ids[None, first:], whole.positions[None, first:], tree)[0, : length - first]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from esupport.errors import UserError, first_line
 from esupport.models.backbone import Backbone
 from esupport.models.forward import verify_tree_row
+from esupport.models.trunk import States
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,7 +26,7 @@ class Slot:
         device: where the model is put, as ``cuda:0``.
 
     Attributes:
-        trunks: what was read with the weights that are in place, by token ids; emptied by :meth:`load`.
+        trunks: what was read with the weights that are in place, by token ids; emptied when weights are loaded or scored.
     """
 
     def __init__(self, backbone: Backbone, seed: int, device: str) -> None:
@@ -33,7 +34,7 @@ class Slot:
         self._policy: PeftModel | None = None
         self._fresh: dict[str, Any] = {}
         self._spoken: tuple[Path | None] | None = None  # whose weights are in place, if they were not trained since
-        self.trunks: dict[tuple[int, ...], Any] = {}
+        self.trunks: dict[tuple[int, ...], States] = {}
 
     def load(self, adapter: Path | None) -> PeftModel:
         """The policy with the weights of ``adapter``, a PEFT folder, or of a new adapter drawn from the seed."""

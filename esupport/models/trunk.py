@@ -1,7 +1,8 @@
-"""A trunk that is read once for several parts of a row, forwards and backwards."""
+"""Tokens that are read once for all that stands behind them; in training, a trunk for the parts of its row, backwards too."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class States:
+    """Tokens that were read: (length, width) states behind the last layer, and every layer's keys and values."""
+
+    hidden: Tensor
+    layers: Layers
+
+    @classmethod
+    def read(cls, policy: PeftModel | PreTrainedModel, batch: Batch, behind: Layers | None = None) -> States:
+        """Of the tokens of ``batch``; of the others, where the first are those whose keys and values are given."""
+        kept: Layers = {}
+        return cls(hidden_states(policy, batch, kept, behind), kept)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that a copy takes."""
+        return sum(states.nbytes for states in (self.hidden, *chain.from_iterable(self.layers.values())))
+
+    def copied(self) -> States:
+        """In memory of its own: what is a part of something larger, as of a filled-up batch, keeps all of that."""
+        return States(self.hidden.clone(), {layer: (key.clone(), value.clone()) for layer, (key, value) in self.layers.items()})
+
+
 class Trunk:
     """The trunk of a batch in parts.
 
@@ -29,15 +53,14 @@ class Trunk:
     """
 
     def __init__(self, policy: PeftModel | PreTrainedModel, batch: Batch) -> None:
-        kept: Layers = {}
-        self.policy = policy
-        self._read = [hidden_states(policy, batch, kept), *chain.from_iterable(kept.values())]
+        read, self.policy = States.read(policy, batch), policy
+        self._read = [read.hidden, *chain.from_iterable(read.layers.values())]
         self._hidden, *layers = self._cut = [states.detach().requires_grad_(states.requires_grad) for states in self._read]
-        self._layers = dict(zip(kept, zip(layers[::2], layers[1::2], strict=True), strict=True))
+        self._layers = dict(zip(read.layers, zip(layers[::2], layers[1::2], strict=True), strict=True))
 
     def hidden_states(self, part: Batch) -> Tensor:
         """(length, width) states behind the last layer of the tokens of ``part``, of which the branches are read."""
-        return torch.cat([self._hidden, hidden_states(self.policy, part, read=self._layers)])
+        return torch.cat([self._hidden, hidden_states(self.policy, part, behind=self._layers)])
 
     def gradient(self) -> Tensor:
         """A number whose gradient is what the parts' gradients ask of the trunk.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from esupport.data.preference import Context, Finding
 from esupport.generators.protocol import Request, Sampling, seed_of
 from esupport.reflection import prompts
 from esupport.reflection.wording import regex
+from esupport.rendering.template import Message
 
 Speaker = Literal["policy", "base", "teacher"]
 
@@ -48,6 +49,28 @@ class Step:
     begun: str
     sampling: Sampling
     retries: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """A context, and the deepest of those in a round that go on from it: what is asked of all of them begins alike."""
+
+    context: Context
+    deepest: Context
+
+
+def families(contexts: Sequence[Context]) -> list[Family]:
+    """The families of a round's contexts, in their order. One of which older turns were cut goes on from no other."""
+    told = {context.key: context.transcript() for context in contexts}
+    of: dict[str, list[Context]] = {}
+    for context in contexts:
+        of.setdefault(context.conversation, []).append(context)
+
+    def deepest(context: Context) -> Context:
+        after = [other for other in of[context.conversation] if told[other.key].startswith(told[context.key])]
+        return max(after, key=lambda other: other.turn)
+
+    return [Family(context, deepest(context)) for context in contexts]
 
 
 @dataclass(frozen=True)
@@ -98,31 +121,28 @@ class Method:
         said = sum(turn.role == "seeker" for turn in context.turns)
         return {name: axis for name, axis in self.asked.items() if said >= axis.from_turn}
 
-    def reflect_requests(self, context: Context, draft: str, seed: Any, attempt: int) -> dict[str, Request]:
+    def reflect_requests(self, family: Family, draft: str, seed: Any, attempt: int) -> dict[str, Request]:
         """What is asked of a context, by axis; in the form ``json`` one request under the empty name."""
-        asked = self.axes_of(context)
+        asked = self.axes_of(family.context)
         if self.form == "json" and asked:
-            return {"": self._request("reflect", context, "", {"axes": asked, "draft": draft}, None, seed, attempt)}
+            return {"": self._request("reflect", family, "", {"axes": asked, "draft": draft}, None, seed, attempt)}
         return {
-            name: self._request("reflect", context, name, {"axes": {name: axis}, "draft": draft}, axis.begun, seed, attempt)
+            name: self._request("reflect", family, name, {"axes": {name: axis}, "draft": draft}, axis.begun, seed, attempt)
             for name, axis in asked.items()
         }
 
-    def refine_request(
-        self, context: Context, draft: str, reflection: Mapping[str, Finding], seed: Any, attempt: int
-    ) -> Request:
+    def refine_request(self, family: Family, draft: str, reflection: Mapping[str, Finding], seed: Any, attempt: int) -> Request:
         """The refinement of a draft, given what was inferred."""
         known = {name: finding for name, finding in reflection.items() if finding.known and name in self.asked}
         return self._request(
-            "refine", context, "", {"axes": self.asked, "draft": draft, "reflection": known}, None, seed, attempt
+            "refine", family, "", {"axes": self.asked, "draft": draft, "reflection": known}, None, seed, attempt
         )
 
     def _request(
-        self, name: str, context: Context, part: str, variables: Mapping[str, Any], begun: str | None, seed: Any, attempt: int
+        self, name: str, family: Family, part: str, variables: Mapping[str, Any], begun: str | None, seed: Any, attempt: int
     ) -> Request:
-        step = self.steps[name]
-        transcript = context.transcript()
-        everything = {"form": self.form, "transcript": transcript, "turns": context.turns, **variables}
+        step, context = self.steps[name], family.context
+        everything = {"form": self.form, "transcript": context.transcript(), "turns": context.turns, **variables}
         prompt = prompts.render(f"reflection.{name}.prompt", step.prompt, everything)
         if begun is None:
             begun = prompts.render(f"reflection.{name}.begun", step.begun, everything)
@@ -133,5 +153,12 @@ class Method:
             begun=begun,
             sampling=step.sampling,
             seed=seed_of(seed, name, context.key, part, attempt),
-            shared=prompt.index(transcript) + len(transcript) if transcript in prompt else 0,
+            trunk=self._trunk(step, family.deepest),
         )
+
+    def _trunk(self, step: Step, deepest: Context) -> tuple[Message, ...]:
+        """The beginning of a prompt up to the end of the deepest transcript; none where other variables stand before that."""
+        before, transcript, _ = step.prompt.partition("{{ transcript }}")
+        if not transcript or "{" in before:
+            return ()
+        return prompts.chat(self.principles, before.lstrip() + deepest.transcript())

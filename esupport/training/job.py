@@ -91,7 +91,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         backbone.save(module.policy, folder / "adapter")
         # its presence says that training has ended
         write_json(folder / "metrics.json", metrics)
-        samples = _samples(plain, prepared, Transformers(slot, prepared.renderer, rows=8, held_gb=0), folder / "adapter")
+        samples = _samples(plain, prepared, Transformers(slot, prepared.renderer, rows=8, trunk_cache_gb=0), folder / "adapter")
         write_lines(folder / "samples.jsonl", map(asdict, samples))
         show_results(console, metrics)
         show_samples(console, samples)

@@ -19,7 +19,7 @@ _FREE = {
     "trainer.log_every_n_steps",
 }
 # where a generator is found, how patiently it is asked, and what memory it has
-_REACHED = ("base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "held_gb", "gpu_memory_utilization")
+_REACHED = ("base_url", "api_key_env", "concurrency", "timeout_s", "max_retries", "trunk_cache_gb", "gpu_memory_utilization")
 _FREE |= {f"{generator}.{key}" for generator in ("generator", "teacher") for key in _REACHED}
 
 
