@@ -147,7 +147,7 @@ def test_reflections_refinements_and_retries_of_a_conversation_read_it_once(loca
     retries = [made.refine_request(c, "Hm.", findings, 0, 1) for c in contexts if c.context is not c.deepest]
     local.slot.load(None)
     for requests in (reflections, refinements, retries):
-        generator, own, trunks = local.generator(rows=8), 0, set()
+        generator, own, trunks, begun = local.generator(rows=8), 0, set(), set()
         local.read.clear()
         for batch in generator.plan(requests):
             asked = [replace(requests[i], sampling=replace(requests[i].sampling, max_new_tokens=2)) for i in batch]
@@ -158,7 +158,9 @@ def test_reflections_refinements_and_retries_of_a_conversation_read_it_once(loca
             tokens = [len(prompt) - common_prefix(trunk, prompt) for trunk, prompt in zip(named, prompts, strict=True)]
             own += sum(tokens) + tokens[0] * max(0, 4 - len(tokens))  # a batch of fewer is filled up
             assert sum(tokens) < sum(map(len, prompts)) / 2
+            begun |= {trunk for trunk, prompt in zip(named, prompts, strict=True) if prompt[: len(trunk)] == trunk}
         assert len(trunks) == len(local.talks)
+        assert begun == (set() if requests is retries else trunks), "the deepest prompt begins with all of it"
         read = sum(columns for _, columns in local.read if columns > 1)
         assert read == own + (sum(map(len, trunks)) if requests is reflections else 0)
 
