@@ -19,7 +19,7 @@ from esupport.data.source import Source
 from esupport.evolution.contexts import choose
 from esupport.generators.protocol import Request, Sampling, reply_request
 from esupport.models.backbone import Backbone
-from esupport.reflection.method import Method, families
+from esupport.reflection.method import Method, deepest
 from esupport.rendering.template import Renderer
 from esupport.store import Store
 from esupport.training.environment import make
@@ -48,18 +48,13 @@ def prepare(plain: dict[str, Any], work: Writing, backbone: Backbone) -> Asked:
     method: Method = make(plain["reflection"], "reflection")
     choice = Contexts.model_validate(plain["contexts"])
     (contexts,), human = choose(train, choice, 1, renderer)
-    draft, seed = Sampling(**plain["evolution"]["draft"]), plain["seed"]
+    draft, seed, after = Sampling(**plain["evolution"]["draft"]), plain["seed"], deepest(contexts)
     steps = {
         "draft": [reply_request(context, renderer, draft, seed, "draft") for context in contexts],
         "reflect": [
-            request
-            for family in families(contexts)
-            for request in method.reflect_requests(family, human[family.context.key], seed, 0).values()
+            request for c in contexts for request in method.reflect_requests(c, after[c.key], human[c.key], seed, 0).values()
         ],
-        "refine": [
-            method.refine_request(family, human[family.context.key], _findings(family.context, method), seed, 0)
-            for family in families(contexts)
-        ],
+        "refine": [method.refine_request(c, after[c.key], human[c.key], _findings(c, method), seed, 0) for c in contexts],
     }
     few = choice.model_copy(update={"per_round": 4})
     first = [reply_request(c, renderer, draft, seed, "draft") for c in choose(valid or train, few, 1, renderer)[0][0]]

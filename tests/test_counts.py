@@ -23,7 +23,7 @@ from esupport.data.preference import Context, Finding, PreferencePair
 from esupport.data.readers.native import parse
 from esupport.models.forward import base_of
 from esupport.objectives.logprobs import CHUNK, shares, target_logprobs
-from esupport.reflection.method import Method, families
+from esupport.reflection.method import Method, deepest
 from esupport.rendering.conversations import rendered
 from esupport.rendering.corpus import Corpus, hold
 from esupport.rendering.packing import pack
@@ -140,11 +140,12 @@ def test_reflections_refinements_and_retries_of_a_conversation_read_it_once(loca
     """With the method's own prompts, and families larger than a batch: what is read later is what only later prompts say."""
     made: Method = make(check_types("evolve", composed("evolve", ["model=tiny"]))["reflection"], "reflection")
     of = [(talk, turn) for talk in local.talks for turn in talk.supporter_turns()]
-    contexts = families([Context(conversation=talk.id, turn=turn, turns=talk.turns[:turn]) for talk, turn in of])
+    contexts = [Context(conversation=talk.id, turn=turn, turns=talk.turns[:turn]) for talk, turn in of]
+    after = deepest(contexts)
     findings = {axis: Finding(text="of someone") for axis in made.axes}
-    reflections = [r for c in contexts for r in made.reflect_requests(c, "Hm.", 0, 0).values()]
-    refinements = [made.refine_request(c, "Hm.", findings, 0, 0) for c in contexts]
-    retries = [made.refine_request(c, "Hm.", findings, 0, 1) for c in contexts if c.context is not c.deepest]
+    reflections = [r for c in contexts for r in made.reflect_requests(c, after[c.key], "Hm.", 0, 0).values()]
+    refinements = [made.refine_request(c, after[c.key], "Hm.", findings, 0, 0) for c in contexts]
+    retries = [made.refine_request(c, after[c.key], "Hm.", findings, 0, 1) for c in contexts if c is not after[c.key]]
     local.slot.load(None)
     for requests in (reflections, refinements, retries):
         generator, own, trunks, begun = local.generator(rows=8), 0, set(), set()

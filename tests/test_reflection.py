@@ -14,7 +14,7 @@ from esupport.data.preference import UNKNOWN, Context, Finding
 from esupport.errors import UserError
 from esupport.generators.protocol import Reply, Request
 from esupport.reflection import prompts
-from esupport.reflection.method import Family, Method, families
+from esupport.reflection.method import Method, deepest
 from esupport.reflection.parsing import parse_axis, parse_object, parse_reply
 from esupport.reflection.steps import refine, reflect
 
@@ -28,7 +28,6 @@ CONTEXT = Context(
         Turn(role="seeker", text="It is. I count the stops so that I do not cry."),
     ),
 )
-ALONE = Family(CONTEXT, CONTEXT)
 
 
 def method(group: str = "personalized", *overrides: str) -> Method:
@@ -53,7 +52,7 @@ def answering(*answers: str, finished: bool = True) -> Any:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_renders_its_prompts(group: str) -> None:
     made = method(group)
-    requests = made.reflect_requests(ALONE, "Hm.", 0, 0) if made.asked else {}
+    requests = made.reflect_requests(CONTEXT, CONTEXT, "Hm.", 0, 0) if made.asked else {}
     assert set(requests) == set(made.asked)
     for name, request in requests.items():
         text = request.messages[-1]["content"]
@@ -65,11 +64,14 @@ def test_every_group_renders_its_prompts(group: str) -> None:
     assert (group in ("no_reflection", "human")) == (not made.asked)
     if made.chosen == "refined":
         found = {name: Finding(text="forsaken") for name in made.asked}
-        prompt = made.refine_request(ALONE, "Hm.", found, 0, 0).messages[-1]["content"]
+        prompt = made.refine_request(CONTEXT, CONTEXT, "Hm.", found, 0, 0).messages[-1]["content"]
         assert '"Hm."' in prompt
         assert ("forsaken" in prompt) == bool(made.asked)
         assert (
-            "unknown" not in made.refine_request(ALONE, "Hm.", {"emotion": Finding(text=UNKNOWN)}, 0, 0).messages[-1]["content"]
+            "unknown"
+            not in made.refine_request(CONTEXT, CONTEXT, "Hm.", {"emotion": Finding(text=UNKNOWN)}, 0, 0).messages[-1][
+                "content"
+            ]
         )
     else:
         assert made.steps == {}
@@ -81,37 +83,41 @@ def test_all_requests_about_a_conversation_name_one_trunk() -> None:
     earlier = Context(conversation="c", turn=1, turns=CONTEXT.turns[:1])
     other = Context(conversation="d", turn=1, turns=CONTEXT.turns[:1])
     cut = Context(conversation="c", turn=5, turns=CONTEXT.turns[2:])
-    first, deep, apart, late = families([earlier, CONTEXT, other, cut])
+    after = deepest([earlier, CONTEXT, other, cut])
+    first, deep, apart = ((one, after[one.key]) for one in (earlier, CONTEXT, other))
     requests = [
-        *made.reflect_requests(first, "Hm.", 0, 0).values(),
-        *made.reflect_requests(deep, "So.", 0, 1).values(),
-        made.refine_request(first, "Hm.", {"emotion": Finding(text="sad")}, 0, 1),
+        *made.reflect_requests(*first, "Hm.", 0, 0).values(),
+        *made.reflect_requests(*deep, "So.", 0, 1).values(),
+        made.refine_request(*first, "Hm.", {"emotion": Finding(text="sad")}, 0, 1),
     ]
     trunk = requests[0].trunk
     assert all(request.trunk == trunk for request in requests)
     assert trunk[-1]["content"].endswith(CONTEXT.turns[-1].text)
-    assert made.refine_request(deep, "", {}, 0, 0).messages[-1]["content"].startswith(trunk[-1]["content"])
-    assert made.refine_request(apart, "", {}, 0, 0).trunk[-1]["content"].endswith(other.turns[-1].text)
-    assert late.deepest is cut, "of which older turns were cut"
+    assert made.refine_request(*deep, "", {}, 0, 0).messages[-1]["content"].startswith(trunk[-1]["content"])
+    assert made.refine_request(*apart, "", {}, 0, 0).trunk[-1]["content"].endswith(other.turns[-1].text)
+    assert after[cut.key] is cut, "of which older turns were cut"
     for own in ("{% for t in turns %}{{ t.text }} {% endfor %}", "{{ draft }}\n{{ transcript }}"):
-        assert method("personalized", f"reflection.refine.prompt='{own}'").refine_request(deep, "Hm.", {}, 0, 0).trunk == ()
+        assert method("personalized", f"reflection.refine.prompt='{own}'").refine_request(*deep, "Hm.", {}, 0, 0).trunk == ()
 
 
 def test_generic_self_refinement_sees_the_draft_and_not_the_person() -> None:
     made = method("generic")
-    (request,) = made.reflect_requests(ALONE, "Cheer up.", 0, 0).values()
+    (request,) = made.reflect_requests(CONTEXT, CONTEXT, "Cheer up.", 0, 0).values()
     assert "Cheer up." in request.messages[-1]["content"]
     assert set(made.asked) == {"feedback"}
 
 
 def test_the_principles_stand_before_both_steps_and_a_prompt_has_a_version() -> None:
     made = method("personalized", "reflection.principles=Be careful.")
-    requests = [*made.reflect_requests(ALONE, "", 0, 0).values(), made.refine_request(ALONE, "", {}, 0, 0)]
+    requests = [
+        *made.reflect_requests(CONTEXT, CONTEXT, "", 0, 0).values(),
+        made.refine_request(CONTEXT, CONTEXT, "", {}, 0, 0),
+    ]
     assert all(request.messages[0] == {"role": "system", "content": "Be careful."} for request in requests)
-    other = method("personalized", "reflection.principles=Be brief.").refine_request(ALONE, "", {}, 0, 0)
+    other = method("personalized", "reflection.principles=Be brief.").refine_request(CONTEXT, CONTEXT, "", {}, 0, 0)
     assert other.version != requests[-1].version
-    assert made.refine_request(ALONE, "", {}, 1, 0).version == requests[-1].version, "a seed is no part of a prompt"
-    assert made.refine_request(ALONE, "", {}, 0, 1).seed != requests[-1].seed, "a retry draws anew"
+    assert made.refine_request(CONTEXT, CONTEXT, "", {}, 1, 0).version == requests[-1].version, "a seed is no part of a prompt"
+    assert made.refine_request(CONTEXT, CONTEXT, "", {}, 0, 1).seed != requests[-1].seed, "a retry draws anew"
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,12 @@ from esupport.models.trunk import States
 
 
 class Span(NamedTuple):
-    """Where a prompt lies: its tree, how much of the trunk it begins with, its own tokens among all branches', its length."""
+    """Where a prompt lies: its tree, how much of the trunk it begins with, and its own tokens among those of all branches."""
 
     tree: int
     point: int
     first: int
     end: int
-    length: int
 
 
 @dataclass
@@ -74,14 +73,14 @@ class Rows:
         own = [(owned(key), owned(value)) for key, value in map(branches.pop, layers)]
         sides = (zip(*(read.layers.pop(layer) for read in trunks), strict=True) for layer in layers)
         trunk = [(placed(keys), placed(values)) for keys, values in sides]
-        tree, point, first, end, length = (torch.tensor(c, device=own[0][0].device) for c in zip(*spans, strict=True))
+        tree, point, first, end = (torch.tensor(c, device=own[0][0].device) for c in zip(*spans, strict=True))
         return cls(
             numbers=numbers,
             tree=tree,
             slot=_slots(tree),
             slots=int(tree.bincount().max()),
             point=point,
-            length=length,
+            length=point + end - first,
             blank=rest - (end - first),
             rest=rest,
             written=0,

@@ -45,7 +45,7 @@ def prefill(
         for prompt in (prompts[number] for number in own):
             point, first = common_prefix(trunk, prompt), end
             end = first + len(prompt) - point
-            spans.append(Span(tree, point, first, end, len(prompt)))
+            spans.append(Span(tree, point, first, end))
         trees.append(grow("prompts", trunk, [_scored(prompts[number]) for number in own]))
         numbers += own
     known = [read(trunk) for trunk in members]

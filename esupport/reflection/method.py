@@ -51,26 +51,20 @@ class Step:
     retries: int
 
 
-@dataclass(frozen=True)
-class Family:
-    """A context, and the deepest of those in a round that go on from it: what is asked of all of them begins alike."""
+def deepest(contexts: Sequence[Context]) -> dict[str, Context]:
+    """By its key, the deepest of a round's contexts that goes on from each: what is asked of both begins alike.
 
-    context: Context
-    deepest: Context
-
-
-def families(contexts: Sequence[Context]) -> list[Family]:
-    """The families of a round's contexts, in their order. One of which older turns were cut goes on from no other."""
+    From one of which older turns were cut, only those go on that begin as late.
+    """
     told = {context.key: context.transcript() for context in contexts}
     of: dict[str, list[Context]] = {}
     for context in contexts:
         of.setdefault(context.conversation, []).append(context)
 
-    def deepest(context: Context) -> Context:
-        after = [other for other in of[context.conversation] if told[other.key].startswith(told[context.key])]
-        return max(after, key=lambda other: other.turn)
+    def behind(context: Context) -> list[Context]:
+        return [other for other in of[context.conversation] if told[other.key].startswith(told[context.key])]
 
-    return [Family(context, deepest(context)) for context in contexts]
+    return {context.key: max(behind(context), key=lambda other: other.turn) for context in contexts}
 
 
 @dataclass(frozen=True)
@@ -121,27 +115,42 @@ class Method:
         said = sum(turn.role == "seeker" for turn in context.turns)
         return {name: axis for name, axis in self.asked.items() if said >= axis.from_turn}
 
-    def reflect_requests(self, family: Family, draft: str, seed: Any, attempt: int) -> dict[str, Request]:
-        """What is asked of a context, by axis; in the form ``json`` one request under the empty name."""
-        asked = self.axes_of(family.context)
+    def reflect_requests(self, context: Context, after: Context, draft: str, seed: Any, attempt: int) -> dict[str, Request]:
+        """What is asked of a context, by axis; in the form ``json`` one request under the empty name.
+
+        ``after`` is the deepest context that goes on from it (:func:`deepest`).
+        """
+        asked = self.axes_of(context)
         if self.form == "json" and asked:
-            return {"": self._request("reflect", family, "", {"axes": asked, "draft": draft}, None, seed, attempt)}
+            variables = {"axes": asked, "draft": draft}
+            return {"": self._request("reflect", context, after, "", variables, None, seed, attempt)}
         return {
-            name: self._request("reflect", family, name, {"axes": {name: axis}, "draft": draft}, axis.begun, seed, attempt)
+            name: self._request(
+                "reflect", context, after, name, {"axes": {name: axis}, "draft": draft}, axis.begun, seed, attempt
+            )
             for name, axis in asked.items()
         }
 
-    def refine_request(self, family: Family, draft: str, reflection: Mapping[str, Finding], seed: Any, attempt: int) -> Request:
-        """The refinement of a draft, given what was inferred."""
+    def refine_request(
+        self, context: Context, after: Context, draft: str, reflection: Mapping[str, Finding], seed: Any, attempt: int
+    ) -> Request:
+        """The refinement of a draft, given what was inferred; ``after`` as in :meth:`reflect_requests`."""
         known = {name: finding for name, finding in reflection.items() if finding.known and name in self.asked}
-        return self._request(
-            "refine", family, "", {"axes": self.asked, "draft": draft, "reflection": known}, None, seed, attempt
-        )
+        variables = {"axes": self.asked, "draft": draft, "reflection": known}
+        return self._request("refine", context, after, "", variables, None, seed, attempt)
 
     def _request(
-        self, name: str, family: Family, part: str, variables: Mapping[str, Any], begun: str | None, seed: Any, attempt: int
+        self,
+        name: str,
+        context: Context,
+        after: Context,
+        part: str,
+        variables: Mapping[str, Any],
+        begun: str | None,
+        seed: Any,
+        attempt: int,
     ) -> Request:
-        step, context = self.steps[name], family.context
+        step = self.steps[name]
         everything = {"form": self.form, "transcript": context.transcript(), "turns": context.turns, **variables}
         prompt = prompts.render(f"reflection.{name}.prompt", step.prompt, everything)
         if begun is None:
@@ -153,12 +162,12 @@ class Method:
             begun=begun,
             sampling=step.sampling,
             seed=seed_of(seed, name, context.key, part, attempt),
-            trunk=self._trunk(step, family.deepest),
+            trunk=self._trunk(step, after),
         )
 
-    def _trunk(self, step: Step, deepest: Context) -> tuple[Message, ...]:
+    def _trunk(self, step: Step, after: Context) -> tuple[Message, ...]:
         """The beginning of a prompt up to the end of the deepest transcript; none where other variables stand before that."""
         before, transcript, _ = step.prompt.partition("{{ transcript }}")
         if not transcript or "{" in before:
             return ()
-        return prompts.chat(self.principles, before.lstrip() + deepest.transcript())
+        return prompts.chat(self.principles, before.lstrip() + after.transcript())

@@ -9,7 +9,7 @@ from typing import Any
 
 from esupport.data.preference import UNKNOWN, Context, Finding, Refused
 from esupport.generators.protocol import Reply, Request
-from esupport.reflection.method import Method, families
+from esupport.reflection.method import Method, deepest
 from esupport.reflection.parsing import parse_axis, parse_object, parse_reply
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
@@ -51,14 +51,16 @@ def reflect(method: Method, contexts: Sequence[Context], drafts: Mapping[str, st
     if not method.asked:
         return outcome
     found: dict[str, dict[str, Finding]] = {context.key: {} for context in contexts}
-    waiting = {context.key: set(method.axes_of(context)) for context in contexts}
+    waiting, after = {context.key: set(method.axes_of(context)) for context in contexts}, deepest(contexts)
     for attempt in range(method.reflect.retries + 1):
         asked = [
-            (family.context, axis, request)
-            for family in families(contexts)
-            if waiting[family.context.key]
-            for axis, request in method.reflect_requests(family, drafts[family.context.key], seed, attempt).items()
-            if not axis or axis in waiting[family.context.key]
+            (context, axis, request)
+            for context in contexts
+            if waiting[context.key]
+            for axis, request in method.reflect_requests(
+                context, after[context.key], drafts[context.key], seed, attempt
+            ).items()
+            if not axis or axis in waiting[context.key]
         ]
         if not asked:
             break
@@ -97,9 +99,11 @@ def refine(
 ) -> Outcome:
     """The refined reply to each context: step 4. What ``judge`` finds fault with is drawn again; the last attempt counts."""
     outcome, faults = Outcome(), dict[str, dict[str, str]]()
-    waiting = {family.context.key: family for family in families(contexts)}
+    waiting, after = {context.key: context for context in contexts}, deepest(contexts)
     for attempt in range(method.refine.retries + 1):
-        requests = [method.refine_request(f, drafts[k], findings.get(k, {}), seed, attempt) for k, f in waiting.items()]
+        requests = [
+            method.refine_request(c, after[k], drafts[k], findings.get(k, {}), seed, attempt) for k, c in waiting.items()
+        ]
         if not requests:
             break
         outcome.counts["retried" if attempt else "asked"] += len(requests)
